@@ -1,0 +1,95 @@
+"""What flows through a training step: `Batch` in, `Out` from each model; `Probe` and `Profile` beside them.
+
+Shape legend, used as suffixes in the whole code base:
+    B batch   C classes   N training examples   D features   H, W height, width   L tokens   K negatives, neighbours
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, already on the device.
+
+    `x` is opaque to losses (an image tensor (B, channels, H, W), or later a dict of token ids). `targets_BC` are
+    probabilities, never ints, so that label smoothing, mixup and CutMix need no second path. `index_B` is the position
+    in the training set. `views` are further augmentations of the same examples, as many as `Needs.views - 1`.
+    `rng` is reseeded every epoch from (seed, stage, epoch) alone; whatever a method draws comes from it.
+    """
+
+    x: Any
+    targets_BC: Tensor
+    index_B: Tensor
+    epoch: int  # 0-based, within the stage
+    epochs: int  # of the stage
+    rng: torch.Generator
+    views: tuple[Any, ...] = ()
+
+    @property
+    def labels_B(self) -> Tensor:
+        """The most probable target class; the label itself where targets are one-hot."""
+        return self.targets_BC.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Out:
+    """What one role's model said about a batch: logits, and features by tap name in the order of the model."""
+
+    role: str
+    logits_BC: Tensor
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    views: tuple[Out, ...] = ()
+
+    @property
+    def blocks(self) -> list[Tensor]:
+        """The tapped block features, first block first: maps (B, D, H, W) or tokens (B, L, D)."""
+        return [value for name, value in self.taps.items() if name.startswith("block")]
+
+    @property
+    def pooled(self) -> Tensor:
+        """The input of the classifier, (B, D). Declared in `Needs` as "pooled"."""
+        return self.taps["pooled"]
+
+    def detach(self) -> Out:
+        return replace(
+            self,
+            logits_BC=self.logits_BC.detach(),
+            taps={name: value.detach() for name, value in self.taps.items()},
+            views=tuple(view.detach() for view in self.views),
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a method may look at when it builds its heads: a role's model and the shapes of what it needs.
+
+    `taps` holds shapes without the batch dimension, keyed and ordered as in `Out.taps`. `model.kd_classifier` names
+    the final classifier's submodule.
+    """
+
+    role: str
+    model: nn.Module
+    classes: int
+    taps: dict[str, tuple[int, ...]]
+    examples: int  # training examples N: the length of a memory indexed by `Batch.index_B`
+
+    @property
+    def blocks(self) -> list[tuple[int, ...]]:
+        return [shape for name, shape in self.taps.items() if name.startswith("block")]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The learner's view of the whole training set, unaugmented, before an epoch; made when `Needs.probe` is set."""
+
+    logits_NC: Tensor
+    labels_N: Tensor
+    epoch: int
+    epochs: int

@@ -1,0 +1,16 @@
+"""The user's mistakes: one clear sentence each, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input. The message says what, where (file:line where there is one) and what to do."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """' (did you mean 'x'?)', or '' when nothing is close."""
+    close = get_close_matches(str(word), [str(option) for option in options], n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""

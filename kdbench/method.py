@@ -1,0 +1,199 @@
+"""The interface of a method: eight members in four pairs, all with a default but `loss`.
+
+A method is a frozen value. Its fields are its knobs; everything that changes while training lives in `nn.Module`s.
+The engine owns the only training loop and names no method. See docs/adr/0001-method-interface.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdbench.batch import Batch, Out, Probe, Profile
+from kdbench.lazy import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Refusal(Exception):
+    """A method cannot work on this problem; the sentence becomes the result (`skipped`)."""
+
+
+def knob(
+    default: Any,
+    help: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    log: bool = False,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """Declare a knob: at once the YAML schema, the search space of `tune` and the leaderboard's footnote.
+
+    `low` and `high` bound what is *searched and accepted*, both inclusive; `log` searches on a logarithmic scale;
+    `choices` lists the allowed values.
+    """
+    metadata = {"help": help, "low": low, "high": high, "log": log, "choices": tuple(choices) if choices else None}
+    if isinstance(default, list | dict | set):
+        raise TypeError("a knob's default must be immutable: use a tuple")
+    return dataclasses.field(default=default, metadata={"knob": metadata})
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the engine must provide.
+
+    `learner` and `teacher` name taps: "pooled", "block2", "block-1" (the last), or the glob "block*". `views` counts
+    augmented views of each batch. `hard_labels`: one-hot targets; a wrapper that mixes labels is then refused.
+    `probe`: the learner's logits on the whole training set before every epoch, for `sample`.
+    """
+
+    learner: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    views: int = 1
+    hard_labels: bool = False
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A small directed graph, `{learner: (teachers...)}`, trained for `share` times the recipe's epochs."""
+
+    learners: Mapping[str, tuple[str, ...]]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who learns from whom, in which stages, and whose summed logits are the answer.
+
+    `copies` names roles that the pair does not declare and that take another role's model spec (a peer, a generation):
+    `{"peer": "student"}`. They have initial weights of their own.
+    """
+
+    stages: tuple[Stage, ...]
+    answer: tuple[str, ...] = ("student",)
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Every role that is trained in some stage, in order of first appearance."""
+        return tuple(dict.fromkeys(role for stage in self.stages for role in stage.learners))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role the plan mentions."""
+        teachers = (t for stage in self.stages for ts in stage.learners.values() for t in ts)
+        return tuple(dict.fromkeys([*self.learners, *teachers, *self.answer]))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Roles that teach and are never trained by this plan: they come from `teachers.py`."""
+        return tuple(role for role in self.roles if role not in self.learners)
+
+
+class Method(ABC):
+    """Base of all methods. Subclasses are frozen dataclasses in `kdbench/methods/<name>.py`."""
+
+    revision: ClassVar[int] = 1  # raise it when the mathematics change: old results then count as stale
+
+    # declare ---------------------------------------------------------------------------------------------------------
+    def needs(self) -> Needs:
+        """Which taps, views, labels and probes? Default: logits only."""
+        return Needs()
+
+    def plan(self, roles: tuple[str, ...]) -> Plan:
+        """Who learns from whom? `roles` are the pair's, in the suite's order. Default: `student <- teacher`.
+
+        A plan may name roles that the pair lacks: they are reported to the user with file and line.
+        """
+        return Plan(stages=(Stage({"student": ("teacher",)}),))
+
+    # model -----------------------------------------------------------------------------------------------------------
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+        """Surgery on a learner before training (over-parameterise). `teachers` are its stage's teachers."""
+        return model
+
+    def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
+        """What is evaluated, counted, saved and exported. Receives a copy: it may be changed in place."""
+        return model
+
+    # data ------------------------------------------------------------------------------------------------------------
+    def sample(self, probe: Probe) -> Tensor | None:
+        """Sampling weights (N,) >= 0 for the next epoch, or None for every example once. Needs `Needs.probe`."""
+        return None
+
+    def batch(self, batch: Batch) -> Batch:
+        """Change a batch (mixup, overlay) before any model sees it; draw from `batch.rng`."""
+        return batch
+
+    # signal ----------------------------------------------------------------------------------------------------------
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+        """Extra modules and memory (buffers), trained with the learner and kept out of the deployed student."""
+        return nn.Module()
+
+    @abstractmethod
+    def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
+        """Named terms, already weighted; the engine sums them. What teachers say is detached."""
+
+
+@dataclass(frozen=True)
+class Wrapper(Method):
+    """A method over another: delegates all eight members; a subclass overrides one or two.
+
+    Subclasses give `over` a default, so that the wrapper can stand alone in YAML.
+    """
+
+    over: Method
+
+    def needs(self) -> Needs:
+        return self.over.needs()
+
+    def plan(self, roles: tuple[str, ...]) -> Plan:
+        return self.over.plan(roles)
+
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+        return self.over.prepare(model, role, teachers)
+
+    def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
+        return self.over.deploy(model, heads)
+
+    def sample(self, probe: Probe) -> Tensor | None:
+        return self.over.sample(probe)
+
+    def batch(self, batch: Batch) -> Batch:
+        return self.over.batch(batch)
+
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+        return self.over.heads(learner, teachers)
+
+    def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
+        return self.over.loss(learner, teachers, batch, heads)
+
+
+EXCLUSIVE = ("plan", "sample", "loss")  # two wrappers that both set one of these contradict each other
+
+
+def clashes(method: Method) -> list[str]:
+    """Members of `EXCLUSIVE` that more than one wrapper of the chain sets, as sentences."""
+    seen: dict[str, str] = {}
+    sentences = []
+    while isinstance(method, Wrapper):
+        name = type(method).__name__
+        for member in EXCLUSIVE:
+            if getattr(type(method), member) is getattr(Wrapper, member):
+                continue
+            if member in seen:
+                sentences.append(f"{seen[member]} and {name} both set `{member}`; only one wrapper may")
+            seen.setdefault(member, name)
+        method = method.over
+    return sentences
+
+
+def knobs(method: Method | type[Method]) -> dict[str, dataclasses.Field[Any]]:
+    """The knob fields of a method, in order of declaration (without `over`)."""
+    return {f.name: f for f in dataclasses.fields(method) if "knob" in f.metadata}  # type: ignore[arg-type]

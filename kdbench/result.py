@@ -1,0 +1,93 @@
+"""A result: everything known about one finished job, as one immutable JSON record.
+
+Scores are named `split/metric` and are fractions or nats, never percentages, except `*/top1` and `*/top5`, which are
+percent. Units are in names. No user names, host names or absolute paths.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Status = Literal["ok", "failed", "diverged", "skipped", "pruned"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it cost to train, and what the deployed student costs to run."""
+
+    train_seconds: float  # training steps only, every stage, every learner
+    teacher_seconds: float  # training of the frozen teachers this job used, wherever it happened
+    images_per_second: float
+    peak_memory_mb: float
+    learner_parameters: int  # of all learners while they train
+    head_parameters: int  # extra trainable parameters, kept out of the deployed student
+    parameters: int  # deployed student
+    macs: int  # deployed student, one image
+    teacher_parameters: int
+    teacher_macs: int
+    latency_ms_batch1: float
+    latency_ms_batch256: float
+    epochs: int  # summed over stages
+    trials: int = 0  # of tuning that led to the knobs
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The frozen teacher of the pair: the same checkpoint in every row."""
+
+    key: str
+    sha256: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    key: str
+    suite: str
+    pair: str
+    method: str  # label in the suite
+    seed: int
+    status: Status
+    reason: str = ""  # one sentence where status is not ok
+    comparable: bool = True  # False where the command line changed the recipe (--epochs)
+    job: dict[str, Any] = field(default_factory=dict)  # the resolved job: what `key` is the hash of
+    scores: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float | None]] = field(default_factory=dict)  # one value an epoch, stages concatenated
+    cost: Cost | None = None
+    teacher: Teacher | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Canonical text: sorted keys, non-finite numbers as null, newline at the end."""
+        return json.dumps(_finite(asdict(self)), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """Raises ValueError when the text is not a result of this format."""
+        try:
+            raw = json.loads(text)
+            if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+                raise ValueError(f"not a kdbench result of format {FORMAT}")
+            known = {f.name for f in fields(cls)}
+            if extra := set(raw) - known:
+                raise ValueError(f"unknown fields {sorted(extra)}")
+            raw["cost"] = Cost(**raw["cost"]) if raw.get("cost") else None
+            raw["teacher"] = Teacher(**raw["teacher"]) if raw.get("teacher") else None
+            return cls(**raw)
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(str(error)) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

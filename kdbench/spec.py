@@ -1,0 +1,256 @@
+"""The suite file, field by field (pydantic, no torch). `suite.load` reads it; `kdbench schema` prints it.
+
+Scalars are strict: "10" is not 10, and true is not 1. Everything is frozen. Lists become tuples.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Optional
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+Int = Annotated[int, Field(strict=True)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Bool = Annotated[bool, Field(strict=True)]
+Str = Annotated[str, Field(strict=True)]
+Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=80)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Spec):
+    """Which images, and how the training set is cut."""
+
+    name: Str
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or a Python file's function (`./mine.py:load`)."""
+    fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Share of the training split to use, stratified by class (few-shot subsets)."""
+    val: Annotated[Int, Field(ge=1)] | None = None
+    """Examples cut from the training set for validation; default: the data set's own (CIFAR and MNIST 5000)."""
+    split_seed: Annotated[Int, Field(ge=0)] = 0
+    """Seed of the train/validation cut and of `fraction`; the same for every seed of the suite."""
+    options: dict[str, Any] = {}
+    """Further arguments of a data set from a Python file."""
+
+
+class Augment(Spec):
+    """Training augmentation, as batched tensor code on the device."""
+
+    crop: Annotated[Int, Field(ge=0, le=64)] = 0
+    """Random crop after zero padding by this many pixels (CIFAR: 4)."""
+    flip: Bool = False
+    """Random horizontal flip with probability 1/2."""
+
+
+class Optimizer(Spec):
+    """sgd and adamw are torch's; every other name is timm's (`timm.optim.list_optimizers()`)."""
+
+    name: Str = "sgd"
+    lr: Annotated[Float, Field(gt=0)] = 0.05
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd (and of timm's optimisers that take it); ignored by adamw."""
+    nesterov: Bool = False
+    weight_decay: Annotated[Float, Field(ge=0)] = 5e-4
+    decay: Literal["all", "matrices"] = "all"
+    """"matrices" exempts biases and norms (tensors of fewer than two dimensions) from weight decay."""
+    options: dict[str, Any] = {}
+    """Further arguments of the optimiser: `{betas: [0.9, 0.98]}`."""
+
+
+class Schedule(Spec):
+    """Learning rate over a stage, as a factor of `optimizer.lr`."""
+
+    name: Literal["cosine", "multistep", "constant"] = "cosine"
+    warmup_epochs: Annotated[Float, Field(ge=0)] = 0.0
+    """Linear warm-up from 0."""
+    milestones: tuple[Annotated[Int, Field(ge=1)], ...] = ()
+    """Epochs at which multistep multiplies the rate by `gamma`."""
+    gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
+    min_factor: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Where cosine ends, as a factor of the initial rate."""
+
+    @model_validator(mode="after")
+    def _milestones(self) -> Schedule:
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("multistep needs milestones, for example [150, 180, 210]")
+        if self.name != "multistep" and self.milestones:
+            raise ValueError(f"milestones belong to multistep; this schedule is {self.name}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must increase")
+        return self
+
+
+class Recipe(Spec):
+    """How every method of a suite is trained."""
+
+    epochs: Annotated[Int, Field(ge=1)]
+    batch_size: Annotated[Int, Field(ge=2)] = 128
+    """The last, smaller batch of an epoch is dropped, as is usual; sets smaller than a batch are one batch."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    clip_norm: Annotated[Float, Field(gt=0)] | None = None
+    """Clip each learner's gradient to this norm."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: fp32 on CPU, bf16 autocast on CUDA; what was used is recorded."""
+    compile: Bool = False
+    """torch.compile every model (not part of a job's identity)."""
+    validate_every: Annotated[Int, Field(ge=1)] = 1
+    """Epochs between validations of the learners; the last epoch is always validated."""
+
+    @model_validator(mode="after")
+    def _within(self) -> Recipe:
+        late = [m for m in self.schedule.milestones if m >= self.epochs]
+        if late:
+            raise ValueError(f"milestone {late[0]} is not before the last epoch ({self.epochs})")
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(f"warm-up of {self.schedule.warmup_epochs:g} epochs leaves none of {self.epochs}")
+        return self
+
+
+def optional(model: type[BaseModel]) -> type[Spec]:
+    """The same fields, all optional and without cross-checks: an override, merged by `patched`."""
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = optional(kind)
+        elif info.metadata:
+            kind = Annotated[kind, *info.metadata]  # type: ignore[assignment]
+        fields[name] = (Optional[kind], Field(None, description=info.description))  # noqa: UP045 (runtime value)
+    return create_model(f"{model.__name__}Override", __base__=Spec, __doc__=model.__doc__, **fields)
+
+
+RecipeOverride = optional(Recipe)
+
+
+def patched(recipe: Recipe, override: BaseModel | None) -> Recipe:
+    """`recipe` with the fields that `override` sets; a changed schedule or optimiser name starts from defaults."""
+    if override is None:
+        return recipe
+    values = recipe.model_dump()
+    for name, value in override.model_dump(exclude_unset=True).items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            renamed = "name" in value and value["name"] != values[name].get("name")
+            values[name] = value if renamed else {**values[name], **value}
+        else:
+            values[name] = value
+    return Recipe.model_validate(values)
+
+
+def _named(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class Model(Spec):
+    """A network, and where its weights come from if it teaches without being trained by the method."""
+
+    model: Str
+    """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the model."""
+    train: Bool | RecipeOverride = True  # type: ignore[valid-type]
+    """true: trained here with the pair's recipe; or a map that overrides fields of it."""
+    weights: Str | None = None
+    """Read the weights from this file (.pt or .safetensors; relative to the suite file)."""
+    pretrained: Bool = False
+    """Take timm's pretrained weights."""
+    seed: Annotated[Int, Field(ge=0)] = 0
+    """Seed of a frozen role that is trained here: one checkpoint for all methods and seeds."""
+    min_top1: Annotated[Float, Field(ge=0, le=100)] | None = None
+    """Gate in percent of validation accuracy: below it the pair is stopped with a sentence."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if self.weights is not None and self.pretrained:
+            raise ValueError("choose one source of weights: `weights` or `pretrained`")
+        if (self.weights is not None or self.pretrained) and isinstance(self.train, BaseModel):
+            raise ValueError("`train` overrides have no effect beside `weights` or `pretrained`: remove one")
+        return self
+
+
+Role = Annotated[Model, BeforeValidator(_named, json_schema_input_type=Str | Model)]
+
+
+def _number(value: Any) -> Any:
+    return {"top1": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Reported(Spec):
+    """A number that a paper reports, with its protocol."""
+
+    top1: Float
+    protocol: Str | None = None
+    """How it was chosen: "last epoch", "best test epoch", "mean of 5"."""
+    source: Str | None = None
+
+
+Claim = Annotated[Reported, BeforeValidator(_number, json_schema_input_type=Float | Reported)]
+
+
+class Pair(Spec):
+    """Roles and their models; any further key is a role that a method asks for (`ta`, `peer`, `weak1`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, Role]
+
+    teacher: Role
+    student: Role
+    recipe: RecipeOverride | None = None  # type: ignore[valid-type]
+    """Overrides of the suite's recipe for this pair, the same for all its methods."""
+    reported: dict[Name, Claim] = {}
+    """Numbers from papers: `{teacher: 72.34, none: 69.06, kd: 70.66}` by method label, or `teacher`."""
+
+    @property
+    def roles(self) -> dict[str, Model]:
+        return {"teacher": self.teacher, "student": self.student, **(self.__pydantic_extra__ or {})}
+
+
+class Triple(Spec):
+    """One cell of the suite, or with a glob several: `{pair: "*", method: kd}`."""
+
+    pair: Str
+    method: Str
+
+
+class Tune(Spec):
+    """How `kdbench tune` searches; parsed and checked with the suite."""
+
+    trials: Annotated[Int, Field(ge=1)] = 16
+    """Per (pair, method), the published defaults included as the first."""
+    sampler: Literal["tpe", "gp", "random", "grid", "cmaes"] = "tpe"
+    pruner: Literal["hyperband", "median", "none"] = "none"
+    metric: Str = "val/top1"
+    seeds: tuple[Annotated[Int, Field(ge=0)], ...] = (1000,)
+    """Disjoint from the suite's seeds."""
+    epochs: Annotated[Int, Field(ge=1)] | None = None
+    budget: Literal["trials", "gpu_seconds"] = "trials"
+    gpu_seconds: Annotated[Float, Field(gt=0)] | None = None
+    constraints: dict[Str, Float] = {}
+    """Upper bounds checked before training: `{macs: 40e6}`."""
+    objectives: tuple[Str, ...] = ()
+    """More than one gives a Pareto set: `[val/top1, macs]`."""
+    space: dict[Str, Any] = {}
+    """Narrow or add: `{temperature: {low: 1, high: 8}, recipe.optimizer.lr: {low: 1e-4, high: 1e-1, log: true}}`."""
+
+
+class SuiteFile(Spec):
+    """A suite file: data, recipe, pairs, methods, seeds. Every pair is trained with every method for every seed."""
+
+    name: Name
+    version: Annotated[Int, Field(ge=1)] = 1
+    extends: Str | None = None
+    """Another suite file (relative to this one) to start from: maps merge, lists replace."""
+    description: Str = ""
+    data: Data
+    recipe: Recipe
+    pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
+    methods: Annotated[dict[Name, Any], Field(min_length=1)]
+    """Label -> `{method: name, knob: value, over: {...}}`; a bare label is the method of that name with its defaults."""
+    triples: tuple[Triple, ...] | None = None
+    """Default: every pair with every method."""
+    exclude: tuple[Triple, ...] = ()
+    seeds: Annotated[tuple[Annotated[Int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    tune: Tune | None = None
