@@ -30,6 +30,7 @@ class Batch:
     epoch: int  # 0-based, within the stage
     epochs: int  # of the stage
     rng: torch.Generator
+    stage: int = 0
     views: tuple[Any, ...] = ()
 
     @property

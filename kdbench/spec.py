@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    model_validator,
+)
 
 Int = Annotated[int, Field(strict=True)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -140,6 +149,16 @@ def patched(recipe: Recipe, override: BaseModel | None) -> Recipe:
     return Recipe.model_validate(values)
 
 
+def _bool_or_map(value: Any) -> str:
+    return "<map>" if isinstance(value, dict | BaseModel) else "<bool>"
+
+
+Train = Annotated[
+    Annotated[Bool, Tag("<bool>")] | Annotated[RecipeOverride, Tag("<map>")],  # type: ignore[valid-type]
+    Discriminator(_bool_or_map),  # one error, of the form that was meant; `wording` drops the tags
+]
+
+
 def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
@@ -151,7 +170,7 @@ class Model(Spec):
     """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
     options: dict[str, Any] = {}
     """Keyword arguments of the model."""
-    train: Bool | RecipeOverride = True  # type: ignore[valid-type]
+    train: Train = True
     """true: trained here with the pair's recipe; or a map that overrides fields of it."""
     weights: Str | None = None
     """Read the weights from this file (.pt or .safetensors; relative to the suite file)."""
@@ -248,7 +267,7 @@ class SuiteFile(Spec):
     recipe: Recipe
     pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
     methods: Annotated[dict[Name, Any], Field(min_length=1)]
-    """Label -> `{method: name, knob: value, over: {...}}`; a bare label is the method of that name with its defaults."""
+    """Label -> `{method: name, knob: value, over: {...}}`; a bare label is the method of that name, with defaults."""
     triples: tuple[Triple, ...] | None = None
     """Default: every pair with every method."""
     exclude: tuple[Triple, ...] = ()

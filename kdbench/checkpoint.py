@@ -1,0 +1,52 @@
+"""Checkpoints: the state of a training after each epoch, checked by a digest and loaded with weights_only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kdbench.engine import State
+from kdbench.files import set_aside, write_atomically
+
+
+class Damaged(Exception):
+    """A checkpoint whose digest does not fit, or that does not hold a state."""
+
+
+def save(path: Path, state: State) -> None:
+    """Atomic. Not durable against a power cut: at worst the digest then fails and the job starts again."""
+    buffer = io.BytesIO()
+    torch.save({name: getattr(state, name) for name in state.__dataclass_fields__}, buffer)
+    payload = buffer.getbuffer()
+    write_atomically(path, hashlib.sha256(payload).digest() + payload, durable=False)
+
+
+
+def load(path: Path, device: torch.device) -> State | None:
+    """The state, or None when there is no checkpoint.
+
+    Raises:
+        Damaged: with a sentence; the file has been set aside.
+    """
+    if not path.exists():
+        return None
+    raw = path.read_bytes()
+    try:
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            raise ValueError("its digest does not fit")
+        return State(**torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True))
+    except Exception as error:
+        raise Damaged(f"{path.name}: damaged checkpoint ({error}); set aside as {set_aside(path).name}") from error
+
+
+def resume(path: Path, device: torch.device, warn: Callable[[str], None]) -> State | None:
+    """`load`, where a damaged checkpoint is only worth a warning: the training then starts again."""
+    try:
+        return load(path, device)
+    except Damaged as error:
+        warn(str(error))
+        return None

@@ -1,0 +1,318 @@
+"""What a suite file must satisfy beyond its fields: names exist, files are there, plans fit their pairs.
+
+The checks read the file's nodes, so that they run and report even where other parts of the file are wrong.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdbench import plugins
+from kdbench.errors import did_you_mean
+from kdbench.method import Method, Plan, Refusal
+from kdbench.spec import Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched
+from kdbench.tunespace import student_models
+from kdbench.wording import report
+from kdbench.yamlfile import Node, Problems, near
+
+_PAIR_FIELDS = tuple(name for name in Pair.model_fields if name not in ("teacher", "student"))
+_GLOB = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class RoleNode:
+    pair: str
+    role: str
+    node: Node
+
+    @property
+    def path(self) -> tuple[str | int, ...]:
+        return ("pairs", self.pair, self.role)
+
+    def field(self, name: str) -> Node | None:
+        return self.node.get(name) if isinstance(self.node.value, dict) else None
+
+    @property
+    def model(self) -> Node | None:
+        return self.node if isinstance(self.node.value, str) else self.field("model")
+
+
+def entries(root: Node, *path: str) -> dict[str, Node]:
+    """The map at `path`, or an empty one where it is absent or not a map."""
+    node = root.at(path)
+    return node.value if node is not None and isinstance(node.value, dict) else {}
+
+
+def roles(root: Node) -> Iterator[RoleNode]:
+    for pair in entries(root, "pairs"):
+        for role, node in entries(root, "pairs", pair).items():
+            if role not in _PAIR_FIELDS:
+                yield RoleNode(pair, role, node)
+
+
+def _text(node: Node | None) -> str | None:
+    return node.value if node is not None and isinstance(node.value, str) else None
+
+
+# cells ---------------------------------------------------------------------------------------------------------------
+def cells(root: Node, problems: Problems) -> tuple[tuple[str, str], ...]:
+    """(pair, label) of every cell: all of them or `triples`, without `exclude`; pairs and labels in file order."""
+    pairs, labels = list(entries(root, "pairs")), list(entries(root, "methods"))
+    triples = root.get("triples")
+    chosen = {(pair, label) for pair in pairs for label in labels}
+    if triples is not None and isinstance(triples.value, list):
+        chosen = set().union(*_matches(root, "triples", pairs, labels, problems))
+    for index, found in enumerate(_matches(root, "exclude", pairs, labels, problems)):
+        node = root.at(("exclude", index))
+        if found and not found & chosen and node is not None:
+            problems.add(node.mark, ("exclude", index), "excludes nothing: no triple is left that it matches")
+        chosen -= found
+    ordered = tuple((pair, label) for pair in pairs for label in labels if (pair, label) in chosen)
+    if pairs and labels and not ordered and not problems.touch(("triples",)) and not problems.touch(("exclude",)):
+        node = root.get("exclude") or root.get("triples") or root
+        problems.add(node.where, ("exclude",) if root.get("exclude") else ("triples",), "nothing is left to train")
+    return ordered
+
+
+def _matches(
+    root: Node, section: str, pairs: list[str], labels: list[str], problems: Problems
+) -> Iterator[set[tuple[str, str]]]:
+    @cache
+    def select(pattern: str, sort: str) -> tuple[str, ...]:
+        names = pairs if sort == "pair" else labels
+        if _GLOB.isdisjoint(pattern):
+            return (pattern,) if pattern in names else ()
+        return tuple(name for name in names if fnmatch.fnmatchcase(name, pattern))
+
+    node = root.get(section)
+    for index, item in enumerate(node.value if node is not None and isinstance(node.value, list) else ()):
+        selected = []
+        for sort, names in (("pair", pairs), ("method", labels)):
+            field = item.get(sort) if isinstance(item.value, dict) else None
+            pattern = _text(field)
+            found = select(pattern, sort) if pattern is not None else ()
+            if field is not None and pattern is not None and not found:
+                sentence = f"no {sort} matches '{pattern}'{did_you_mean(pattern, names)}"
+                problems.add(field.mark, (section, index, sort), sentence)
+            selected.append(found)
+        yield {(pair, label) for pair in selected[0] for label in selected[1]}
+
+
+# names and files -----------------------------------------------------------------------------------------------------
+def references(root: Node, folder: Path, problems: Problems) -> None:
+    """Data sets, models, weights, optimisers and the labels of `reported`."""
+    _name(root.at(("data", "name")), ("data", "name"), "data set", plugins.declared("data"), folder, problems)
+    optimizers = plugins.optimizer_names()
+    for path, node in _optimizers(root):
+        name = _text(node) or ""
+        if optimizers and name and name.lower().removeprefix("lookahead_") not in optimizers:
+            problems.add(node.mark, path, f"unknown optimiser '{name}'{did_you_mean(name, optimizers)}")
+    for item in roles(root):
+        _role(item, folder, problems)
+    for path_, node in student_models(root):
+        _model(node, path_, folder, problems)
+    labels = [*entries(root, "methods"), "teacher"]
+    for pair in entries(root, "pairs"):
+        for label, node in entries(root, "pairs", pair, "reported").items():
+            if label not in labels:
+                sentence = f"no method has the label '{label}'{did_you_mean(label, labels)}"
+                problems.add(node.key or node.mark, ("pairs", pair, "reported", label), sentence)
+
+
+def _optimizers(root: Node) -> Iterator[tuple[tuple[str, ...], Node]]:
+    places = [("recipe",), *(("pairs", pair, "recipe") for pair in entries(root, "pairs"))]
+    places += [("pairs", item.pair, item.role, "train") for item in roles(root)]
+    for place in places:
+        path = (*place, "optimizer", "name")
+        if (node := root.at(path)) is not None:
+            yield path, node
+
+
+@cache
+def _timm_names() -> frozenset[str]:
+    from kdbench.models.names import timm_names
+
+    return frozenset(timm_names())
+
+
+def _model(node: Node | None, path: tuple[str | int, ...], folder: Path, problems: Problems) -> None:
+    own, name = plugins.declared("models"), _text(node)
+    if name is None or name in own:
+        return
+    known = plugins.is_file(name) or name.partition(".")[0] in _timm_names()
+    _name(node, path, "model", (name,) if known else (*own, *_timm_names()), folder, problems)
+
+
+def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
+    if not item.role.replace("_", "").isalnum() or not item.role[0].isalpha():
+        sentence = "is not the name of a role: use letters, digits and _, starting with a letter"
+        problems.add(item.node.key or item.node.mark, item.path, sentence)
+    path = item.path if isinstance(item.node.value, str) else (*item.path, "model")
+    name = _text(item.model)
+    _model(item.model, path, folder, problems)
+    pretrained = item.field("pretrained")
+    foreign = name is not None and (name in plugins.declared("models") or plugins.is_file(name))
+    if pretrained is not None and pretrained.value is True and foreign:
+        sentence = f"pretrained weights exist for timm's models only; give '{name}' its `weights`"
+        problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)
+    weights = item.field("weights")
+    file = _text(weights)
+    if weights is not None and file is not None and not (folder / file).is_file():
+        sentence = f"no such file: {file} (looked for beside the suite file){near(folder / file)}"
+        problems.add(weights.mark, (*item.path, "weights"), sentence)
+
+
+def _name(
+    node: Node | None,
+    path: tuple[str | int, ...],
+    sort: str,
+    known: Iterable[str],
+    folder: Path,
+    problems: Problems,
+) -> None:
+    name = _text(node)
+    if node is None or name is None:
+        return
+    if plugins.is_file(name):
+        if sentence := plugins.missing_in_file(name, folder):
+            problems.add(node.mark, path, sentence)
+    elif name not in known:
+        problems.add(node.mark, path, f"unknown {sort} '{name}'{did_you_mean(name, known)}")
+
+
+# recipes and seeds ---------------------------------------------------------------------------------------------------
+def recipes(root: Node, problems: Problems) -> None:
+    """Overrides of pairs and roles, merged over the suite's recipe and checked as a whole."""
+    node = root.get("recipe")
+    if node is None or problems.touch(("recipe",)):
+        return
+    recipe = Recipe.model_validate(node.plain())
+    for pair in entries(root, "pairs"):
+        own = _merged(recipe, root, ("pairs", pair, "recipe"), problems)
+        for role in entries(root, "pairs", pair) if own is not None else ():
+            _merged(own, root, ("pairs", pair, role, "train"), problems)  # type: ignore[arg-type]
+
+
+def _merged(recipe: Recipe, root: Node, path: tuple[str, ...], problems: Problems) -> Recipe | None:
+    node = root.at(path)
+    if node is None or not isinstance(node.value, dict):
+        return recipe
+    if problems.touch(path):
+        return None
+    try:
+        return patched(recipe, RecipeOverride.model_validate(node.plain()))
+    except ValidationError as error:
+        report(error, Recipe, root, problems, at=path)
+        return None
+
+
+def seeds(root: Node, problems: Problems) -> None:
+    """Seeds are given once, and tuning never sees a final seed (protocol, rule 3)."""
+    final = _seeds(root, ("seeds",), problems)
+    final = final or list(SuiteFile.model_fields["seeds"].default)
+    tune = root.get("tune")
+    if tune is not None and isinstance(tune.value, dict) and "seeds" not in tune.value:
+        for seed in set(Tune.model_fields["seeds"].default) & {seed for seed in final if isinstance(seed, int)}:
+            sentence = f"its default seed {seed} is one of the suite's seeds: give `seeds` that differ from them"
+            problems.add(tune.where, ("tune",), sentence)
+    for index, seed in enumerate(_seeds(root, ("tune", "seeds"), problems)):
+        node = root.at(("tune", "seeds", index))
+        if seed in final and node is not None:
+            sentence = f"seed {seed} is one of the suite's seeds: tuning and final seeds must differ"
+            problems.add(node.mark, ("tune", "seeds", index), sentence)
+
+
+def _seeds(root: Node, path: tuple[str, ...], problems: Problems) -> list[Any]:
+    node = root.at(path)
+    found: list[Any] = []
+    for index, item in enumerate(node.value if node is not None and isinstance(node.value, list) else ()):
+        if item.value in found and not isinstance(item.value, dict | list):
+            problems.add(item.mark, (*path, index), f"seed {item.value} is given twice")
+        found.append(item.value)
+    return found
+
+
+# plans ---------------------------------------------------------------------------------------------------------------
+def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str]], problems: Problems) -> None:
+    """Every cell's plan names roles that its pair has; fields of a role that nothing reads are refused."""
+
+    @cache
+    def plan(label: str, have: tuple[str, ...]) -> Plan | str:
+        return _plan(methods[label], have)
+
+    have: dict[str, tuple[str, ...]] = {}
+    for item in roles(root):
+        have[item.pair] = (*have.get(item.pair, ()), item.role)
+    frozen: dict[str, set[str]] = {}
+    unclear: set[str] = set()
+    for pair, label in cells:
+        names = have.get(pair, ())
+        if label not in methods or "teacher" not in names or "student" not in names:
+            unclear.add(pair)
+            continue
+        names = tuple(dict.fromkeys(["teacher", "student", *names]))  # the order of Pair.roles
+        found = plan(label, names)
+        sentences = [f"method '{label}' cannot be used here: {found}"] if isinstance(found, str) else []
+        if isinstance(found, Plan):
+            sentences = _misfits(found, label, pair, names)
+            frozen.setdefault(pair, set()).update({"teacher", *found.roles} - set(found.learners))
+            frozen[pair].update(source for role, source in found.copies.items() if role in found.frozen)
+        node = root.at(("pairs", pair))
+        for sentence in sentences:
+            unclear.add(pair)
+            problems.add(node.where if node else root.where, ("pairs", pair), sentence)
+    for item in roles(root):
+        if item.pair in frozen and item.pair not in unclear and item.role not in frozen[item.pair]:
+            _without_effect(item, problems)
+
+
+def _plan(method: Method, names: tuple[str, ...]) -> Plan | str:
+    try:
+        found = method.plan(names)
+    except Refusal as refusal:
+        return str(refusal)
+    except Exception as error:
+        return f"its plan fails: {type(error).__name__}: {error}"
+    return found if isinstance(found, Plan) else "its plan is not a Plan"
+
+
+def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[str]:
+    sentences = [
+        f"method '{label}' needs role '{role}' in pair '{pair}'{did_you_mean(role, names)}: add it, or exclude the pair"
+        for role in dict.fromkeys([*plan.roles, *plan.copies.values()])
+        if role not in names and role not in plan.copies
+    ]
+    wrong = f"method '{label}' has an impossible plan: "
+    sentences += [
+        f"{wrong}it makes a copy called '{role}', which the pair has as a role" for role in plan.copies if role in names
+    ]
+    if not plan.stages or any(not stage.learners for stage in plan.stages):
+        sentences.append(f"{wrong}a stage trains nobody")
+    if any(not (math.isfinite(stage.share) and stage.share > 0) for stage in plan.stages):
+        sentences.append(f"{wrong}the share of a stage must be more than 0")
+    for role in plan.learners:
+        if any(role in stage.learners.get(role, ()) for stage in plan.stages):
+            sentences.append(f"{wrong}'{role}' teaches itself")
+    missing = [role for role in plan.answer if role not in plan.learners]
+    if missing or not plan.answer:
+        who = f"'{missing[0]}'" if missing else "nobody"
+        sentences.append(f"{wrong}{who} answers without having been trained")
+    return sentences
+
+
+def _without_effect(item: RoleNode, problems: Problems) -> None:
+    """Fields that say where a frozen role's weights come from, on a role that the methods train themselves."""
+    for name in ("min_top1", "weights", "pretrained", "train", "seed"):
+        node = item.field(name)
+        idle = node is None or node.value is None or (name, node.value) in (("train", True), ("pretrained", False))
+        if node is not None and not idle:
+            sentence = f"has no effect: no method of the pair uses '{item.role}' as a frozen teacher; remove it"
+            problems.add(node.where, (*item.path, name), sentence)

@@ -1,0 +1,238 @@
+"""The command line. Imports nothing heavy: every command imports what it needs when it runs.
+
+Exit codes: 0 all done; 1 some jobs failed, diverged or were skipped (listed); 2 the user's input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdbench import __version__
+from kdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="kdbench",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compare knowledge distillation methods fairly: declare a suite, run it, publish the leaderboard.",
+    epilog="Exit codes: 0 all done, 1 some jobs failed (listed), 2 the input is wrong, 130 interrupted.",
+)
+
+SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits.yaml.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
+]
+Results = Annotated[
+    Path, typer.Option("--results", help="Folder of the boards; records go to its results/<suite>/.", metavar="DIR")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, teachers and logs.", metavar="DIR")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="PAIR/METHOD", help="Only these cells; globs; repeatable.")
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Instead of the suite's: 0,1,2 or 0-4.", metavar="LIST")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Shorten every training; such results are not comparable.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+def main() -> None:
+    """Entry point: user errors are sentences on stderr and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(line, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"kdbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    suite: SuitePath,
+    only: Only = None,
+    seeds: Seeds = None,
+    device: Device = "auto",
+    epochs: Epochs = None,
+    data_root: DataRoot = None,
+    results: Results = Path("leaderboard"),
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train every job of a suite that has no result yet, then write the board."""
+    from kdbench.session import Session
+
+    session = Session.open(suite, data_root, results, runs, device, only, seeds, epochs, _console(stderr=True))
+    if dry_run:
+        _print_plan(session, as_json, cost=False)
+        return
+    sys.exit(session.run(_console(), as_json))
+
+
+@app.command()
+def check(suite: SuitePath) -> None:
+    """Validate a suite file; imports no torch and needs no data."""
+    from kdbench.suite import load
+
+    loaded = load(suite)
+    cells, seeds = len(loaded.cells), len(loaded.file.seeds)
+    typer.echo(f"{suite}: valid; {cells} cells x {seeds} seeds = {cells * seeds} jobs")
+
+
+@app.command()
+def plan(
+    suite: SuitePath,
+    only: Only = None,
+    seeds: Seeds = None,
+    device: Device = "auto",
+    epochs: Epochs = None,
+    data_root: DataRoot = None,
+    results: Results = Path("leaderboard"),
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
+    from kdbench.session import Session
+
+    session = Session.open(suite, data_root, results, runs, device, only, seeds, epochs, _console(stderr=True))
+    _print_plan(session, as_json, cost=True)
+
+
+@app.command()
+def board(suite: SuitePath, results: Results = Path("leaderboard")) -> None:
+    """Render the board again from the stored results; needs no data."""
+    from kdbench.publish import publish
+    from kdbench.store import Store
+    from kdbench.suite import load
+
+    loaded = load(suite)
+    for path in publish(loaded, Store(results, loaded.file.name, _warn), results):
+        typer.echo(str(path))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files."""
+    from kdbench.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
+app.add_typer(show, name="show")
+
+
+@show.command("methods")
+def show_methods(as_json: Json = False) -> None:
+    """Every method with its knobs, defaults and ranges."""
+    from kdbench import listing
+
+    _emit(listing.methods(), as_json)
+
+
+@show.command("models")
+def show_models(
+    pattern: Annotated[str | None, typer.Argument(help="Also timm's models that match this glob.")] = None,
+    as_json: Json = False,
+) -> None:
+    """kdbench's own models with parameters and MACs (32x32, 10 classes); timm's by glob."""
+    from kdbench import listing
+
+    _emit(listing.models(pattern), as_json)
+
+
+@show.command("data")
+def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Every data set and whether its files are there."""
+    from kdbench import listing
+
+    _emit(listing.data(_root_of(data_root)), as_json)
+
+
+@show.command("results")
+def show_results(suite: SuitePath, results: Results = Path("leaderboard"), as_json: Json = False) -> None:
+    """Stored results of a suite; stale ones are marked."""
+    from kdbench import listing
+    from kdbench.store import Store
+    from kdbench.suite import load
+
+    loaded = load(suite)
+    _emit(listing.results(loaded, Store(results, loaded.file.name, _warn)), as_json)
+
+
+@app.command()
+def doctor(data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Versions, devices, data found, optional parts."""
+    from kdbench import listing
+
+    _emit(listing.doctor(_root_of(data_root)), as_json)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _root_of(data_root: Path | None) -> Path:
+    from kdbench.data import default_root
+
+    return data_root or default_root()
+
+
+def _emit(rows: list[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0][column], int) else "left")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    _console().print(table if rows else "nothing there")
+
+
+def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:
+    rows, total = session.plan(cost)
+    _emit(rows, as_json)
+    if not as_json:
+        typer.echo(total)
+
+
+if TYPE_CHECKING:
+    from kdbench.session import Session

@@ -1,0 +1,162 @@
+"""Data sets: real images as uint8 tensors, a fixed stratified train/validation cut, and a fingerprint.
+
+Each file here that declares `NAMES` reads some data sets: `read(name, root, **options) -> Raw`, and
+`status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own: `./mine.py:load`,
+called as `load(root, **options) -> Raw`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench import plugins, spec
+from kdbench.data.cut import cut
+from kdbench.data.raw import Raw
+from kdbench.errors import UserError, did_you_mean
+from kdbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DataSet", "Raw", "Split", "found", "load"]
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor  # uint8 (N, channels, H, W), contiguous
+    labels: Tensor  # int64 (N,)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Three disjoint splits of square images, in the order in which they are stored.
+
+    `mean` and `std` are per channel, of pixels scaled to [0, 1]. `fingerprint` identifies the decoded pixels and labels
+    of the whole set before any cut, so that two layouts of the same data agree; `split` identifies the examples chosen
+    for training and validation. Both are the first 16 hex digits of a sha256.
+    """
+
+    name: str
+    classes: int
+    channels: int
+    size: int  # H = W
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+    split: str
+
+
+def load(data: spec.Data, root: Path, folder: Path = Path()) -> DataSet:
+    """Read a data set and cut it as the suite says.
+
+    Args:
+        data: which set, and how it is cut.
+        root: where data sets lie.
+        folder: where a relative `./mine.py:load` starts.
+
+    Raises:
+        UserError: files are missing, damaged or inconsistent; unknown name or option; `val` is too large.
+    """
+    raw = _checked(data.name, _read(data, Path(root), folder))
+    labels = np.asarray(raw.train_labels, dtype=np.int64)
+    val = raw.val if data.val is None else data.val
+    train_index, val_index = cut(labels, val, data.fraction, data.split_seed)
+    images = np.asarray(raw.train_images)
+    return DataSet(
+        name=data.name,
+        classes=raw.classes,
+        channels=images.shape[1],
+        size=images.shape[2],
+        mean=tuple(raw.mean),
+        std=tuple(raw.std),
+        train=_split(images[train_index], labels[train_index]),
+        val=_split(images[val_index], labels[val_index]),
+        test=_split(raw.test_images, raw.test_labels),
+        fingerprint=fingerprint(raw),
+        split=_digest(train_index, val_index),
+    )
+
+
+def found(root: Path) -> dict[str, str]:
+    """Each built-in data set: "embedded", "found (IDX in MNIST/raw)" (relative to `root`) or "missing: expects ..."."""
+    return {name: _module(stem).status(name, Path(root)) for name, stem in plugins.declared("data").items()}
+
+
+def fingerprint(raw: Raw) -> str:
+    """Of pixels and labels as stored, train then test; shapes count, file formats do not."""
+    parts = (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels)
+    return _digest(*(np.asarray(part) if np.ndim(part) > 1 else np.asarray(part, dtype="<i8") for part in parts))
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _split(images: Any, labels: Any) -> Split:
+    # Arrays over a file's bytes are read-only, which torch does not know: those are copied, others are not.
+    owned = (np.require(images, np.uint8, ["C", "W"]), np.require(labels, np.int64, ["C", "W"]))
+    return Split(*map(torch.from_numpy, owned))
+
+
+def _module(stem: str) -> Any:
+    return importlib.import_module(f"kdbench.data.{stem}")
+
+
+def _read(data: spec.Data, root: Path, folder: Path) -> Any:
+    arguments: tuple[Any, ...]
+    read: Callable[..., Any]
+    declared = plugins.declared("data")
+    if plugins.is_file(data.name):
+        read, arguments = plugins.from_file(data.name, folder), (root,)
+    elif data.name in declared:
+        read, arguments = _module(declared[data.name]).read, (data.name, root)
+    else:
+        raise UserError(
+            f"data.name: there is no data set '{data.name}'{did_you_mean(data.name, declared)}; choose one of "
+            f"{', '.join(declared)}, or a Python file's function (./mine.py:load)"
+        )
+    try:
+        inspect.signature(read).bind(*arguments, **data.options)
+    except TypeError as error:
+        raise UserError(f"data.options of '{data.name}': {error}") from error
+    return read(*arguments, **data.options)
+
+
+def _checked(name: str, raw: Any) -> Raw:
+    """Raises UserError unless the arrays are what `Raw` promises: user's files are checked like ours."""
+    if not isinstance(raw, Raw):
+        raise UserError(f"data set '{name}' must return a kdbench.data.Raw, not {type(raw).__name__}")
+    shape = np.shape(raw.train_images)
+    for part in ("train", "test"):
+        images, labels = np.asarray(getattr(raw, f"{part}_images")), np.asarray(getattr(raw, f"{part}_labels"))
+        said = f"data set '{name}': {part}"
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
+            raise UserError(f"{said}_images must be uint8 (N, channels, H, H), not {images.dtype} {images.shape}")
+        if images.shape[1:] != shape[1:]:
+            raise UserError(f"{said}_images are {images.shape[1:]}, train_images {shape[1:]}; make them the same")
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not len(labels):
+            raise UserError(
+                f"{said}_labels must be integers ({len(images)},), one for each of at least one image, "
+                f"not {labels.dtype} {labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= raw.classes:
+            raise UserError(f"{said}_labels go from {labels.min()} to {labels.max()}; there are {raw.classes} classes")
+    if not len(raw.mean) == len(raw.std) == shape[1] or min(raw.std) <= 0:
+        raise UserError(f"data set '{name}': mean and std need {shape[1]} values each, std above 0")
+    return raw

@@ -1,0 +1,393 @@
+"""The only training loop. It names no method.
+
+A plan's stages are trained in turn. In a stage every learner is one model with its heads and its optimiser; a role
+that teaches without learning is in eval mode under no_grad. Metrics accumulate on the device and are read once an
+epoch, so that a step never waits for the host.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench import evaluate
+from kdbench.augment import pixels
+from kdbench.batch import Batch, Out, Probe
+from kdbench.data import DataSet, Split
+from kdbench.method import Method, Plan, Refusal, Stage
+from kdbench.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
+from kdbench.spec import Recipe
+from kdbench.streams import derive, draw, order
+from kdbench.taps import Tapped, profile
+
+EVAL_BATCH = 512
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the sentence becomes the result."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that one training needs. `models` maps every role of the plan to a module on the device."""
+
+    method: Method
+    plan: Plan
+    models: Mapping[str, nn.Module]
+    data: DataSet  # on the device
+    recipe: Recipe
+    seed: int
+
+
+@dataclass
+class State:
+    """Where a training stands; a checkpoint holds exactly this."""
+
+    stage: int = 0
+    epoch: int = 0  # the next one of the stage
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    seconds: float = 0.0
+    images: int = 0
+    tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The deployed answer and what its training cost."""
+
+    answer: nn.Module
+    parts: tuple[nn.Module, ...]  # the deployed model of every answer role, in order
+    curves: dict[str, list[float | None]]
+    seconds: float
+    images: int
+    epochs: int
+    learner_parameters: int
+    head_parameters: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Reported after each epoch."""
+
+    stage: int
+    stages: int
+    epoch: int
+    epochs: int
+    images_per_second: float
+    metrics: dict[str, float]
+
+
+class Sum(nn.Module):
+    """Summed logits of several models: the answer of a plan with more than one role."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([model(x) for model in self.models]).sum(0)
+
+
+@dataclass
+class Learner:
+    """One role while it learns."""
+
+    model: nn.Module
+    heads: nn.Module
+    optimizer: torch.optim.Optimizer
+    forward: Tapped
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+class seeded:
+    """Run a block with torch's global generators set to a derived seed; they are restored afterwards."""
+
+    def __init__(self, seed: int, *names: str | int) -> None:
+        self.seed = derive(seed, *names)
+
+    def __enter__(self) -> None:
+        self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
+
+
+def fetch(
+    split: Split, data: DataSet, index: Tensor, recipe: Recipe | None = None, key: tuple[int, int] = (0, 0), view: int = 0
+) -> Tensor:
+    """Normalised pixels of examples, augmented when a recipe and a (seed, epoch) key are given."""
+    x = pixels(
+        split.images,
+        index,
+        augment=recipe.augment if recipe else None,
+        seed=key[0],
+        epoch=key[1],
+        mean=data.mean,
+        std=data.std,
+        view=view,
+    )
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def split_logits(model: nn.Module, split: Split, data: DataSet, precision: str = "fp32") -> Tensor:
+    """A model's logits (N, C) on a split, in eval mode, without augmentation; its training mode is restored."""
+    training = model.training
+    model.eval()
+    with autocast(precision, split.images.device):
+        out = evaluate.logits(model, lambda index: fetch(split, data, index), len(split.labels), EVAL_BATCH)
+    model.train(training)
+    return out
+
+
+class Engine:
+    """Trains one task. `save` is called with the state after every epoch, `watch` with the progress."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        state: State | None = None,
+        save: Callable[[State], None] = lambda state: None,
+        watch: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.task, self.save, self.watch = task, save, watch
+        self.needs = task.method.needs()
+        self.models = dict(task.models)
+        self.heads: dict[str, nn.Module] = {}
+        self.state = state or State()
+        self.images = task.data.train.images
+        self.device = self.images.device
+        self.precision = precision_on(task.recipe.precision, self.device)
+        self.examples = len(task.data.train.labels)
+        self.targets_NC = torch.eye(task.data.classes, device=self.device)[task.data.train.labels]
+
+    def train(self) -> Trained:
+        """Train all stages, from `state` on.
+
+        Raises:
+            Diverged: a loss became non-finite.
+            Refusal: the method cannot work on this problem.
+        """
+        plan, resumed = self.task.plan, self.state.tensors
+        for number, stage in enumerate(plan.stages):
+            learners = self._learners(number, stage, resumed)
+            if number >= self.state.stage:
+                self._stage(number, stage, learners)
+            for learner in learners.values():
+                learner.forward.close()
+                learner.model.requires_grad_(False).eval()
+                learner.heads.requires_grad_(False).eval()
+        parts = self._deployed(plan.answer)
+        return Trained(
+            answer=parts[0] if len(parts) == 1 else Sum(parts),
+            parts=tuple(parts),
+            curves=self.state.curves,
+            seconds=self.state.seconds,
+            images=self.state.images,
+            epochs=sum(self._epochs(stage) for stage in plan.stages),
+            learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
+            head_parameters=sum(_size(heads) for heads in self.heads.values()) - self._frozen_heads,
+        )
+
+    # stages ----------------------------------------------------------------------------------------------------------
+    _frozen_heads = 0
+
+    def _epochs(self, stage: Stage) -> int:
+        return max(1, round(stage.share * self.task.recipe.epochs))
+
+    def _learners(self, number: int, stage: Stage, resumed: Mapping[str, Any]) -> dict[str, Learner]:
+        """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
+        task, shape = self.task, (self.task.data.channels, self.task.data.size, self.task.data.size)
+        for role, teachers in stage.learners.items():
+            if role in self.heads:  # it learned in an earlier stage and goes on with the same heads
+                self.models[role].requires_grad_(True)
+                self.heads[role].requires_grad_(True)
+                continue
+            with seeded(task.seed, "prepare", role):
+                model = task.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
+                self.models[role] = model.to(self.device)
+        learners = {}
+        for role, teachers in stage.learners.items():
+            facts = {"classes": task.data.classes, "examples": self.examples, "input_shape": shape}
+            if role not in self.heads:
+                with seeded(task.seed, "heads", role):
+                    heads = task.method.heads(
+                        profile(self.models[role], role, self.needs.learner, **facts),
+                        {t: profile(self.models[t], t, self.needs.teacher, **facts) for t in teachers},
+                    ).to(self.device)
+                self.heads[role] = heads
+                self._frozen_heads += sum(p.numel() for p in heads.parameters() if not p.requires_grad)
+            model, heads = self.models[role], self.heads[role]
+            model.to(memory_format=torch.channels_last)  # in place: a third faster convolutions, on CPU too
+            learners[role] = Learner(
+                model, heads, make_optimizer((model, heads), task.recipe.optimizer), self._tapped(role, stage)
+            )
+        for role, learner in learners.items():
+            if role in resumed.get("models", {}):
+                learner.model.load_state_dict(resumed["models"][role])
+                learner.heads.load_state_dict(resumed["heads"][role])
+                if number == self.state.stage and role in resumed["optimizers"]:
+                    learner.optimizer.load_state_dict(resumed["optimizers"][role])
+        return learners
+
+    def _tapped(self, role: str, stage: Stage) -> Tapped:
+        teaches = any(role in teachers for teachers in stage.learners.values())
+        names = (*(self.needs.learner if role in stage.learners else ()), *(self.needs.teacher if teaches else ()))
+        return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.task.recipe.compile)
+
+    def _stage(self, number: int, stage: Stage, learners: dict[str, Learner]) -> None:
+        teachers = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
+        frozen = {role: self._tapped(role, stage) for role in teachers}
+        for role in frozen:
+            self.models[role].requires_grad_(False).eval()
+        epochs, last = self._epochs(stage), number == len(self.task.plan.stages) - 1
+        for epoch in range(self.state.epoch if number == self.state.stage else 0, epochs):
+            start, images = time.perf_counter(), self.state.images
+            metrics = self._epoch(number, epoch, epochs, stage, learners, frozen)
+            seconds = time.perf_counter() - start
+            self.state.seconds += seconds
+            if (epoch + 1) % self.task.recipe.validate_every == 0 or epoch + 1 == epochs:
+                metrics |= self._validate(stage, last)
+            for name, value in metrics.items():
+                curve = self.state.curves.setdefault(name, [])
+                curve += [None] * (sum(map(self._epochs, self.task.plan.stages[:number])) + epoch - len(curve))
+                curve.append(value)
+            self.state.stage, self.state.epoch = number, epoch + 1
+            self.state.tensors = {
+                "models": {role: self.models[role].state_dict() for role in self.heads},
+                "heads": {role: heads.state_dict() for role, heads in self.heads.items()},
+                "optimizers": {role: learner.optimizer.state_dict() for role, learner in learners.items()},
+            }
+            self.save(self.state)
+            speed = (self.state.images - images) / max(seconds, 1e-9)
+            self.watch(Progress(number, len(self.task.plan.stages), epoch, epochs, speed, metrics))
+        for tapped in frozen.values():
+            tapped.close()
+
+    # one epoch -------------------------------------------------------------------------------------------------------
+    def _indices(self, number: int, epoch: int, epochs: int, learners: dict[str, Learner]) -> Tensor:
+        """The examples of an epoch in order: a permutation, or a weighted draw where the method samples."""
+        seed = self.task.seed
+        if self.needs.probe:
+            model = next(iter(learners.values())).model
+            logits_NC = split_logits(model, self.task.data.train, self.task.data, self.precision)
+            weights_N = self.task.method.sample(Probe(logits_NC, self.task.data.train.labels, epoch, epochs))
+            if weights_N is not None:
+                return draw(seed, epoch, weights_N, stage=number)
+        return order(seed, epoch, self.examples, stage=number, device=self.device)
+
+    def _epoch(
+        self,
+        number: int,
+        epoch: int,
+        epochs: int,
+        stage: Stage,
+        learners: dict[str, Learner],
+        frozen: dict[str, Tapped],
+    ) -> dict[str, float]:
+        task, recipe = self.task, self.task.recipe
+        size = min(recipe.batch_size, self.examples)
+        steps = self.examples // size
+        indices = self._indices(number, epoch, epochs, learners)
+        for learner in learners.values():
+            learner.model.train()
+            learner.heads.train()
+        rng = torch.Generator(self.device).manual_seed(derive(task.seed, "method", number, epoch))
+        sums: dict[str, Tensor] = {}
+        # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
+        with seeded(task.seed, "dropout", number, epoch):
+            for step in range(steps):
+                batch = self._batch(indices[step * size : (step + 1) * size], number, epoch, epochs, rng)
+                if step == 0 and self.needs.hard_labels and (batch.targets_BC.amax(1) < 1).any():
+                    name = type(task.method).__name__
+                    raise Refusal(f"{name} needs hard labels, but the targets of its batches are mixed or smoothed")
+                for name, value in self._step(batch, stage, learners, frozen).items():
+                    sums[name] = sums[name] + value if name in sums else value
+                factor = rate_factor(recipe.schedule, epoch * steps + step, epochs * steps, recipe.epochs)
+                for learner in learners.values():
+                    if recipe.clip_norm:
+                        nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
+                    set_rate(learner.optimizer, factor)
+                    learner.optimizer.step()
+                    learner.optimizer.zero_grad(set_to_none=True)
+        self.state.images += steps * size
+        means = dict(zip(sums, (torch.stack(list(sums.values())) / steps).tolist(), strict=True))  # the only sync
+        wrong = [name for name, value in means.items() if not abs(value) < float("inf")]
+        if wrong:
+            raise Diverged(f"{wrong[0]} is not finite in epoch {epoch + 1} of {epochs}" + f", stage {number + 1}")
+        return means
+
+    def _batch(self, index_B: Tensor, number: int, epoch: int, epochs: int, rng: torch.Generator) -> Batch:
+        task = self.task
+        # Stages see different augmentations: their epochs are counted on.
+        key = (task.seed, epoch + sum(map(self._epochs, task.plan.stages[:number])))
+        x, *views = (
+            fetch(task.data.train, task.data, index_B, task.recipe, key, view) for view in range(self.needs.views)
+        )
+        batch = Batch(x, self.targets_NC[index_B], index_B, epoch, epochs, rng, number, tuple(views))
+        return task.method.batch(batch)
+
+    def _step(
+        self, batch: Batch, stage: Stage, learners: dict[str, Learner], frozen: dict[str, Tapped]
+    ) -> dict[str, Tensor]:
+        """Forward and backward of every role; the terms by curve name, on the device."""
+        with autocast(self.precision, self.device):
+            with torch.no_grad():
+                said = {role: _say(tapped, batch) for role, tapped in frozen.items()}
+            outs = {role: _say(learner.forward, batch) for role, learner in learners.items()}
+            said |= {role: out.detach() for role, out in outs.items()}
+            terms = {
+                role: self.task.method.loss(outs[role], {t: said[t] for t in teachers}, batch, self.heads[role])
+                for role, teachers in stage.learners.items()
+            }
+        totals = {role: torch.stack([value.float() for value in named.values()]).sum() for role, named in terms.items()}
+        torch.stack(list(totals.values())).sum().backward()
+        metrics = {}
+        for role, named in terms.items():
+            prefix = "train/" if len(stage.learners) == 1 and role in self.task.plan.answer else f"train/{role}/"
+            metrics[prefix + "loss"] = totals[role].detach()
+            metrics |= {prefix + name: value.detach().float() for name, value in named.items()}
+            right_B = outs[role].logits_BC.detach().argmax(1) == batch.labels_B
+            metrics[prefix + "top1"] = 100.0 * right_B.float().mean()
+        return metrics
+
+    # answer ----------------------------------------------------------------------------------------------------------
+    def _deployed(self, roles: tuple[str, ...]) -> list[nn.Module]:
+        """Copies of the roles' models as they would be deployed, in eval mode."""
+        return [
+            self.task.method.deploy(copy.deepcopy(self.models[role]), copy.deepcopy(self.heads[role])).eval()
+            for role in roles
+        ]
+
+    def _validate(self, stage: Stage, last: bool) -> dict[str, float]:
+        data, answer = self.task.data, self.task.plan.answer
+        groups = {"val/": answer} if last else {f"val/{role}/": (role,) for role in stage.learners}
+        metrics = {}
+        for prefix, roles in groups.items():
+            logits_NC = torch.stack(
+                [split_logits(model, data.val, data, self.precision) for model in self._deployed(roles)]
+            ).sum(0)
+            found = evaluate.scores(logits_NC, data.val.labels)
+            metrics |= {prefix + name: found[name] for name in ("top1", "nll")}
+        return metrics
+
+
+def _say(tapped: Tapped, batch: Batch) -> Out:
+    out = tapped(batch.x)
+    if not batch.views:
+        return out
+    return Out(out.role, out.logits_BC, out.taps, tuple(tapped(view) for view in batch.views))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

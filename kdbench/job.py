@@ -1,0 +1,196 @@
+"""Suite -> jobs. A job is one (pair, method, seed), fully resolved; its key is the hash of its semantic content.
+
+The content holds no paths, devices, worker counts or labels: the same experiment in two suites has one key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdbench.method import Method, Plan, Wrapper, knobs
+from kdbench.plugins import source_sha
+from kdbench.spec import Data, Model, Recipe, RecipeOverride, patched
+from kdbench.suite import Suite
+
+PROTOCOL = 1  # raise it when the engine's meaning changes: old results then count as stale
+NEUTRAL = {"compile", "validate_every"}  # fields of a recipe that do not change what is learned
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs; `content` is what `key` hashes."""
+
+    suite: str
+    pair: str
+    label: str
+    seed: int
+    method: Method
+    plan: Plan
+    data: Data
+    recipe: Recipe
+    roles: Mapping[str, Model]  # every role of the plan, copies resolved, and the pair's teacher
+    frozen: Mapping[str, FrozenRole]
+    folder: Path
+    content: Mapping[str, Any]
+    comparable: bool = True
+
+    @property
+    def key(self) -> str:
+        return digest(self.content)
+
+    @property
+    def name(self) -> str:
+        return f"{self.pair}/{self.label}"
+
+
+@dataclass(frozen=True)
+class FrozenRole:
+    """A role that teaches and is not trained by the method: where its weights come from."""
+
+    model: Model
+    recipe: Recipe | None  # None: read from a file, or pretrained
+    content: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return digest(self.content)
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """12 hex digits of the sha256 of canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def expand(
+    suite: Suite, fingerprint: str | None = None, *, epochs: int | None = None, seeds: Iterable[int] | None = None
+) -> list[Job]:
+    """All jobs of a suite, seed by seed, so that comparable rows finish early.
+
+    Args:
+        fingerprint: of the data set; None leaves it open (`matches` then ignores it).
+        epochs: overrides the recipe's; such jobs are marked not comparable.
+        seeds: instead of the suite's.
+    """
+    chosen = tuple(suite.file.seeds if seeds is None else seeds)
+    cells = [_cell(suite, pair, label, fingerprint, epochs) for pair, label in suite.cells]
+    return [
+        replace(job, seed=seed, content={**job.content, "seed": seed}, comparable=job.comparable)
+        for seed in chosen
+        for job in cells
+    ]
+
+
+def _cell(suite: Suite, pair_name: str, label: str, fingerprint: str | None, epochs: int | None) -> Job:
+    pair, method = suite.file.pairs[pair_name], suite.methods[label]
+    recipe = patched(suite.file.recipe, pair.recipe)
+    if epochs is not None:
+        recipe = shortened(recipe, epochs)
+    plan = method.plan(tuple(pair.roles))
+    roles = {role: pair.roles[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    data = data_content(suite.file.data, suite.folder, fingerprint)
+    frozen = {
+        role: freeze(model, recipe, data, suite.folder, epochs)
+        for role, model in roles.items()
+        if role not in plan.learners
+    }
+    content = {
+        "protocol": PROTOCOL,
+        "data": data,
+        "recipe": recipe_content(recipe),
+        "roles": {
+            role: dict(frozen[role].content) if role in frozen else model_content(model, suite.folder)
+            for role, model in sorted(roles.items())
+        },
+        "method": method_content(method, suite.method_names[label], suite.folder),
+    }
+    return Job(
+        suite=suite.file.name,
+        pair=pair_name,
+        label=label,
+        seed=0,
+        method=method,
+        plan=plan,
+        data=suite.file.data,
+        recipe=recipe,
+        roles=roles,
+        frozen=frozen,
+        folder=suite.folder,
+        content=content,
+        comparable=epochs is None,
+    )
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with another number of epochs; milestones and warm-up shrink with it."""
+    scale = epochs / recipe.epochs
+    milestones = sorted({max(1, round(m * scale)) for m in recipe.schedule.milestones if round(m * scale) < epochs})
+    schedule = recipe.schedule.model_copy(
+        update={"milestones": tuple(milestones), "warmup_epochs": recipe.schedule.warmup_epochs * scale}
+    )
+    return recipe.model_copy(update={"epochs": epochs, "schedule": schedule})
+
+
+def freeze(model: Model, recipe: Recipe, data: Mapping[str, Any], folder: Path, epochs: int | None = None) -> FrozenRole:
+    """How a frozen role comes by its weights, and its content key."""
+    content = model_content(model, folder)
+    if model.weights is not None:
+        path = folder / model.weights
+        sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        return FrozenRole(model, None, {**content, "weights": sha, "data": data}, folder)
+    if model.pretrained:
+        return FrozenRole(model, None, {**content, "pretrained": True, "data": data}, folder)
+    own = patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
+    if epochs is not None:
+        own = shortened(own, epochs)
+    return FrozenRole(
+        model, own, {**content, "train": recipe_content(own), "seed": model.seed, "data": data}, folder
+    )
+
+
+def model_content(model: Model, folder: Path) -> dict[str, Any]:
+    return _with_source({"model": model.model, "options": model.options}, model.model, folder)
+
+
+def data_content(data: Data, folder: Path, fingerprint: str | None) -> dict[str, Any]:
+    return _with_source({**data.model_dump(mode="json"), "fingerprint": fingerprint}, data.name, folder)
+
+
+def recipe_content(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude=NEUTRAL)
+
+
+def method_content(method: Method, name: str, folder: Path) -> dict[str, Any]:
+    """Name, revision and every knob, defaults included, of a method and of what it wraps."""
+    values: dict[str, Any] = {"name": Path(name).stem if name.endswith(".py") else name}
+    values["revision"] = type(method).revision
+    values["knobs"] = {knob: getattr(method, knob) for knob in knobs(method)}
+    if isinstance(method, Wrapper):
+        values["over"] = method_content(method.over, _module_name(method.over), folder)
+    return _with_source(values, name, folder)
+
+
+def _module_name(method: Method) -> str:
+    return type(method).__module__.rpartition(".")[2]
+
+
+def _with_source(content: dict[str, Any], reference: str, folder: Path) -> dict[str, Any]:
+    sha = source_sha(reference, folder)
+    return {**content, "source": sha} if sha else content
+
+
+def matches(job: Job, content: Mapping[str, Any]) -> bool:
+    """Whether a stored job is this one, where the data set's fingerprint is not at hand."""
+    return digest(_open(job.content)) == digest(_open(content))
+
+
+def _open(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _open(item) for key, item in value.items() if key != "fingerprint"}
+    return value

@@ -1,0 +1,141 @@
+"""How a run shows itself: live bars on a terminal, plain lines elsewhere. Both go to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from kdbench.engine import Progress
+    from kdbench.job import Job
+    from kdbench.result import Result
+
+PLAIN_SECONDS = 30.0  # between lines about epochs of a long job
+
+
+class Display(Protocol):
+    """What the runner and the engine tell the person who watches."""
+
+    def __enter__(self) -> Display: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def started(self, job: Job) -> None: ...
+    def epoch(self, what: str, progress: Progress) -> None: ...
+    def finished(self, job: Job, result: Result) -> None: ...
+    def warn(self, sentence: str) -> None: ...
+
+
+def display(console: Console, pending: Sequence[Job]) -> Display:
+    return Bars(console, pending) if console.is_terminal else Lines(console, pending)
+
+
+def verdict(result: Result) -> str:
+    """One phrase on a finished job."""
+    if result.status != "ok" or result.cost is None:
+        return f"{result.status}: {result.reason}"
+    return f"test {result.scores['test/top1']:.2f}% in {result.cost.train_seconds:.0f} s"
+
+
+class Lines:
+    """A line when a job ends, and now and then for a long one."""
+
+    def __init__(self, console: Console, pending: Sequence[Job]) -> None:
+        self.console, self.total, self.count = console, len(pending), 0
+        self.begun = self.spoken = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def _line(self, text: str) -> None:
+        self.spoken = time.monotonic()
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, job: Job) -> None:
+        self.count += 1
+
+    def epoch(self, what: str, progress: Progress) -> None:
+        if time.monotonic() - self.spoken >= PLAIN_SECONDS:
+            stage = f"stage {progress.stage + 1}/{progress.stages} " if progress.stages > 1 else ""
+            self._line(
+                f"[{self.count}/{self.total}] {what}: {stage}epoch {progress.epoch + 1}/{progress.epochs}, "
+                f"{progress.images_per_second:.0f} images/s{_headline(progress)}"
+            )
+
+    def finished(self, job: Job, result: Result) -> None:
+        left = (time.monotonic() - self.begun) / self.count * (self.total - self.count)
+        ahead = f", about {_duration(left)} left" if self.count < self.total else ""
+        self._line(f"[{self.count}/{self.total}] {job.name} seed {job.seed}: {verdict(result)}{ahead}")
+
+    def warn(self, sentence: str) -> None:
+        self._line(f"warning: {sentence}")
+
+
+class Bars:
+    """Two live bars: all jobs, weighted by their epochs, and the epochs of the present one."""
+
+    def __init__(self, console: Console, pending: Sequence[Job]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self.jobs: TaskID = self.bars.add_task("jobs", total=len(pending), note="")
+        self.current: TaskID = self.bars.add_task("", total=1, note="", visible=False)
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def started(self, job: Job) -> None:
+        self.bars.reset(self.current, total=1, description=f"{job.name} seed {job.seed}", visible=True, note="")
+
+    def epoch(self, what: str, progress: Progress) -> None:
+        stage = f" stage {progress.stage + 1}/{progress.stages}" if progress.stages > 1 else ""
+        self.bars.update(
+            self.current,
+            description=what + stage,
+            total=progress.epochs,
+            completed=progress.epoch + 1,
+            note=f"{progress.images_per_second:.0f} images/s{_headline(progress)}",
+        )
+
+    def finished(self, job: Job, result: Result) -> None:
+        self.bars.advance(self.jobs)
+        self.bars.console.print(
+            f"{job.name} seed {job.seed}: {verdict(result)}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def warn(self, sentence: str) -> None:
+        self.bars.console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _headline(progress: Progress) -> str:
+    top1 = [value for name, value in progress.metrics.items() if name.startswith("val/") and name.endswith("top1")]
+    return f", val {top1[0]:.2f}%" if top1 else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,108 @@
+"""Recipe -> optimiser, learning-rate factor, precision. One recipe for all methods of a suite."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import UserError
+from kdbench.lazy import torch
+from kdbench.spec import Optimizer, Schedule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def parameter_groups(modules: Iterable[nn.Module], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by rate and decay.
+
+    A parameter may carry `lr_scale` and `decay_scale` (floats, set by a method's `prepare`) or `_no_weight_decay`
+    (set by Mamba blocks); with `decay: matrices` tensors of fewer than two dimensions do not decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in modules:
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                continue
+            exempt = getattr(parameter, "_no_weight_decay", False) or (
+                optimizer.decay == "matrices" and parameter.ndim < 2
+            )
+            decay = 0.0 if exempt else getattr(parameter, "decay_scale", 1.0)
+            groups.setdefault((getattr(parameter, "lr_scale", 1.0), decay), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": optimizer.lr * lr_scale,
+            "base_lr": optimizer.lr * lr_scale,
+            "weight_decay": optimizer.weight_decay * decay_scale,
+        }
+        for (lr_scale, decay_scale), parameters in groups.items()
+    ]
+
+
+def make_optimizer(modules: Iterable[nn.Module], optimizer: Optimizer) -> torch.optim.Optimizer:
+    """sgd and adamw from torch, every other name from timm.
+
+    Raises:
+        UserError: timm does not know the name, or the optimiser does not take an option.
+    """
+    groups = parameter_groups(modules, optimizer)
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in optimizer.options.items()}
+    try:
+        if optimizer.name == "sgd":
+            return torch.optim.SGD(
+                groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov, **options
+            )
+        if optimizer.name == "adamw":
+            return torch.optim.AdamW(groups, lr=optimizer.lr, **options)
+        from timm.optim import create_optimizer_v2
+
+        return create_optimizer_v2(
+            groups,
+            opt=optimizer.name,
+            lr=optimizer.lr,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            filter_bias_and_bn=False,
+            **options,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"recipe.optimizer: '{optimizer.name}' cannot be made: {error}") from error
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int, epochs: int) -> float:
+    """Factor of the learning rate at optimiser step `step` of a stage of `steps` steps.
+
+    Time runs in epochs of the recipe, `epochs` in all, however long the stage is: milestones scale with its share.
+    Warm-up is linear and its first step is not zero.
+    """
+    now = step * epochs / steps
+    warmup = schedule.warmup_epochs
+    if now < warmup:
+        return (step + 1) / max(1.0, warmup * steps / epochs)
+    if schedule.name == "cosine":
+        done = (now - warmup) / (epochs - warmup)
+        return schedule.min_factor + (1 - schedule.min_factor) * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule.name == "multistep":
+        return schedule.gamma ** sum(now >= milestone for milestone in schedule.milestones)
+    return 1.0
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def precision_on(precision: str, device: torch.device) -> str:
+    """What `auto` means on this device: fp32 on CPU, bf16 on CUDA."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,61 @@
+"""Results on disk: one JSON per job under `<root>/results/<suite>/`, written once and atomically."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from kdbench.errors import UserError
+from kdbench.files import set_aside, write_atomically
+from kdbench.job import digest
+from kdbench.result import Result
+
+FINAL = ("ok", "diverged", "pruned")  # a failed or skipped job is tried again by the next run
+
+
+class Store:
+    """All results of one suite. `warn` receives a sentence for each damaged file, which is set aside."""
+
+    def __init__(self, root: Path, suite: str, warn: Callable[[str], None] = lambda sentence: None) -> None:
+        self.folder = root / "results" / suite
+        self.results: dict[str, Result] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                result = Result.from_json(path.read_text(encoding="utf-8"))
+                if digest(result.job) != result.key or path.name != filename(result):
+                    raise ValueError("its content does not match its key")
+            except (ValueError, UnicodeDecodeError) as error:
+                warn(f"{path}: damaged result ({error}); {_put_away(path)}, the job will be done again")
+                continue
+            self.results[result.key] = result
+
+    def done(self, key: str) -> bool:
+        return key in self.results and self.results[key].status in FINAL
+
+    def write(self, result: Result) -> Path:
+        """Store a result. A final one is never replaced.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = self.folder / filename(result)
+        if self.done(result.key):
+            return path
+        try:
+            write_atomically(path, result.to_json().encode())
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot write results ({error.strerror}); free space or give --results DIR")\
+                from error
+        self.results[result.key] = result
+        return path
+
+
+def filename(result: Result) -> str:
+    return f"{result.pair}.{result.method}.s{result.seed}.{result.key}.json"
+
+
+def _put_away(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f"set aside as {set_aside(path).name}"
+    return "left where it is"

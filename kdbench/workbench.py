@@ -1,0 +1,179 @@
+"""Where a job is done: one device, the data on it, the frozen teachers; `perform` makes a job into a result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors
+from torch import Tensor, nn
+
+from kdbench import checkpoint, data, evaluate, flops, memory, models, teachers
+from kdbench.data import DataSet, Split
+from kdbench.engine import Diverged, Engine, Progress, Task, Trained, seeded, split_logits
+from kdbench.files import write_atomically
+from kdbench.job import FrozenRole, Job
+from kdbench.method import Refusal
+from kdbench.provenance import provenance
+from kdbench.recipe import precision_on
+from kdbench.result import Cost, Result, Teacher
+from kdbench.teachers import Frozen
+
+
+@dataclass
+class Workbench:
+    """Shared by all jobs of one process. `watch` hears of every epoch, `warn` of damaged files."""
+
+    data: DataSet
+    device: torch.device
+    runs: Path
+    watch: Callable[[str, Progress], None] = lambda what, progress: None
+    warn: Callable[[str], None] = lambda sentence: None
+    frozen: dict[str, Frozen] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, job: Job, root: Path, device: torch.device, runs: Path, **callbacks: Any) -> Workbench:
+        """The job's data set, read and put on the device."""
+        return cls(on_device(data.load(job.data, root, job.folder), device), device, runs, **callbacks)
+
+    def teacher(self, role: FrozenRole) -> Frozen:
+        """A frozen role, from memory, from disk, or trained now."""
+        if role.key not in self.frozen:
+            self.frozen[role.key] = teachers.obtain(
+                role,
+                self.data,
+                self.runs,
+                watch=lambda progress: self.watch(f"teacher {role.model.model}", progress),
+                warn=self.warn,
+            )
+        return self.frozen[role.key]
+
+    def perform(self, job: Job) -> Result:
+        """Train, deploy, and evaluate once on the test split.
+
+        Refusals, teachers below their gate and non-finite losses become results; every other exception is the
+        caller's to record.
+        """
+        precision = precision_on(job.recipe.precision, self.device)
+        base = Result(
+            key=job.key,
+            suite=job.suite,
+            pair=job.pair,
+            method=job.label,
+            seed=job.seed,
+            status="ok",
+            comparable=job.comparable,
+            job=dict(job.content),
+            provenance=provenance(self.device, precision) | {"split": self.data.split},
+        )
+        try:
+            frozen = {role: self.teacher(spec) for role, spec in job.frozen.items()}
+            for role, spec in job.frozen.items():
+                gate, top1 = spec.model.min_top1, frozen[role].record.scores["val/top1"]
+                if gate is not None and top1 < gate:
+                    raise Refusal(
+                        f"{role} {spec.model.model} reaches {top1:.2f}% on validation, below its gate of {gate:g}% "
+                        f"(pairs.{job.pair}.{role}.min_top1)"
+                    )
+            record = frozen["teacher"].record
+            base = dataclasses.replace(base, teacher=Teacher(record.key, record.sha256, record.scores))
+            memory.reset_peak(self.device)
+            trained = self._train(job, frozen)
+            return self._measure(base, job, trained, frozen, precision)
+        except Refusal as refusal:
+            return dataclasses.replace(base, status="skipped", reason=str(refusal))
+        except Diverged as error:
+            (self.runs / "checkpoints" / f"{job.key}.pt").unlink(missing_ok=True)
+            return dataclasses.replace(base, status="diverged", reason=str(error))
+
+    def build(self, job: Job, role: str) -> nn.Module:
+        """A learner with the initial weights of (seed, role): the same for every method."""
+        spec = job.roles[role]
+        with seeded(job.seed, "init", role):
+            return models.build(
+                spec.model,
+                spec.options,
+                classes=self.data.classes,
+                channels=self.data.channels,
+                size=self.data.size,
+                folder=job.folder,
+            ).to(self.device)
+
+    def _train(self, job: Job, frozen: dict[str, Frozen]) -> Trained:
+        learners = {role: self.build(job, role) for role in job.plan.learners}
+        task = Task(
+            method=job.method,
+            plan=job.plan,
+            models={role: model.model for role, model in frozen.items()} | learners,
+            data=self.data,
+            recipe=job.recipe,
+            seed=job.seed,
+        )
+        path = self.runs / "checkpoints" / f"{job.key}.pt"
+        trained = Engine(
+            task,
+            state=checkpoint.resume(path, self.device, self.warn),
+            save=lambda state: checkpoint.save(path, state),
+            watch=lambda progress: self.watch(f"{job.name} seed {job.seed}", progress),
+        ).train()
+        for role, model in frozen.items():
+            if teachers.fingerprint(model.model) != model.record.sha256:
+                raise RuntimeError(f"the frozen {role} changed while it taught; its sha256 no longer fits")
+        return trained
+
+    def _measure(
+        self, base: Result, job: Job, trained: Trained, frozen: dict[str, Frozen], precision: str
+    ) -> Result:
+        """Scores and costs of the deployed answer; the student's weights are kept; the checkpoint is let go."""
+        peak = memory.peak_mb(self.device)
+        teacher = frozen["teacher"]
+        parameters, macs = flops.count(trained.answer, self._shape)
+        scores = {}
+        for name, split, teacher_NC in (
+            ("val", self.data.val, teacher.val_NC),
+            ("test", self.data.test, teacher.test_NC),
+        ):
+            logits_NC = split_logits(trained.answer, split, self.data, precision)
+            found = evaluate.scores(logits_NC, split.labels, teacher_NC)
+            scores |= {f"{name}/{metric}": value for metric, value in found.items()}
+        cost = Cost(
+            train_seconds=trained.seconds,
+            teacher_seconds=sum(model.record.train_seconds for model in frozen.values()),
+            images_per_second=trained.images / max(trained.seconds, 1e-9),
+            peak_memory_mb=peak,
+            learner_parameters=trained.learner_parameters,
+            head_parameters=trained.head_parameters,
+            parameters=parameters,
+            macs=macs,
+            teacher_parameters=teacher.record.parameters,
+            teacher_macs=teacher.record.macs,
+            latency_ms_batch1=self._latency(trained.answer, 1),
+            latency_ms_batch256=self._latency(trained.answer, 256),
+            epochs=trained.epochs,
+        )
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
+        write_atomically(self.runs / "students" / f"{job.key}.safetensors", safetensors(state))
+        (self.runs / "checkpoints" / f"{job.key}.pt").unlink(missing_ok=True)
+        return dataclasses.replace(base, scores=scores, curves=trained.curves, cost=cost)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (self.data.channels, self.data.size, self.data.size)
+
+    def _latency(self, model: nn.Module, batch: int) -> float:
+        x = torch.zeros(batch, *self._shape, device=self.device).contiguous(memory_format=torch.channels_last)
+        return evaluate.latency_ms(model, x)
+
+
+def on_device(loaded: DataSet, device: torch.device) -> DataSet:
+    """The same set with its uint8 images and labels on the device."""
+
+    def move(split: Split) -> Split:
+        images: Tensor = split.images.to(device)
+        return Split(images, split.labels.to(device))
+
+    return dataclasses.replace(loaded, train=move(loaded.train), val=move(loaded.val), test=move(loaded.test))

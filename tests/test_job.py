@@ -1,0 +1,129 @@
+"""Keys: what changes them and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdbench.job import digest, expand, matches, shortened
+from kdbench.spec import Recipe, Schedule
+from kdbench.suite import load
+
+SUITE = """
+name: demo
+data: {name: digits}
+recipe: {epochs: 10, batch_size: 64}
+pairs:
+  a: {teacher: {model: cnn, train: {epochs: 20}}, student: mlp}
+  b: {teacher: {model: cnn, train: {epochs: 20}}, student: cnn}
+methods:
+  none:
+  kd:
+  soft: {method: kd, temperature: 8}
+seeds: [0, 1]
+"""
+
+
+def jobs(tmp_path: Path, text: str = SUITE, fingerprint: str | None = "f", **options):
+    path = tmp_path / "demo.yaml"
+    path.write_text(text)
+    return {(j.pair, j.label, j.seed): j for j in expand(load(path), fingerprint, **options)}
+
+
+def keys(tmp_path: Path, text: str = SUITE, **options) -> dict:
+    return {cell: job.key for cell, job in jobs(tmp_path, text, **options).items()}
+
+
+def test_seed_by_seed_so_that_comparable_rows_finish_early(tmp_path: Path) -> None:
+    order = list(jobs(tmp_path))
+    assert len(order) == 12
+    assert [seed for *_, seed in order] == [0] * 6 + [1] * 6
+    assert len(set(keys(tmp_path).values())) == 12
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("name: demo", "name: other"),
+        ("name: demo", "name: demo\nversion: 7\ndescription: words"),
+        ("batch_size: 64", "batch_size: 64, compile: true, validate_every: 5"),
+        ("  kd:\n", "  kd: {method: kd, temperature: 4.0}\n"),
+        ("train: {epochs: 20}", "train: {epochs: 20}, min_top1: 12.5"),
+    ],
+)
+def test_what_does_not_matter_keeps_every_key(tmp_path: Path, old: str, new: str) -> None:
+    assert keys(tmp_path, SUITE.replace(old, new)) == keys(tmp_path)
+
+
+def test_labels_and_pair_names_are_not_content(tmp_path: Path) -> None:
+    renamed = keys(tmp_path, SUITE.replace("  kd:\n", "  plain: {method: kd}\n").replace("  a: {", "  z: {"))
+    assert renamed["z", "plain", 0] == keys(tmp_path)["a", "kd", 0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("temperature: 8", "temperature: 9", {("a", "soft"), ("b", "soft")}),
+        ("student: mlp", "student: {model: mlp, options: {hidden: [7]}}", {("a", "none"), ("a", "kd"), ("a", "soft")}),
+        ("batch_size: 64", "batch_size: 32", None),
+        ("train: {epochs: 20}", "train: {epochs: 21}", None),
+        ("name: digits", "name: digits, fraction: 0.5", None),
+    ],
+)
+def test_what_matters_changes_exactly_the_keys_it_touches(tmp_path: Path, old: str, new: str, changed) -> None:
+    before, after = keys(tmp_path), keys(tmp_path, SUITE.replace(old, new))
+    different = {cell[:2] for cell in before if before[cell] != after[cell]}
+    assert different == (changed if changed is not None else {cell[:2] for cell in before})
+
+
+def test_the_data_fingerprint_is_content_but_boards_do_without(tmp_path: Path) -> None:
+    known, other, unknown = (jobs(tmp_path, fingerprint=f) for f in ("f", "g", None))
+    for cell, job in known.items():
+        assert job.key != other[cell].key
+        assert matches(unknown[cell], job.content)
+        assert not any(matches(unknown[c], job.content) for c in known if c != cell)
+
+
+def test_keys_hold_no_paths_and_do_not_depend_on_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    assert keys(tmp_path / "deep") == keys(tmp_path)
+    assert all(str(tmp_path) not in str(job.content) for job in jobs(tmp_path).values())
+
+
+def test_the_text_of_a_users_method_is_content(tmp_path: Path) -> None:
+    text = SUITE.replace("  soft: {method: kd, temperature: 8}", "  mine: {method: ./mine.py}")
+    source = (
+        "from dataclasses import dataclass\nfrom kdbench.method import Method\n\n@dataclass(frozen=True)\n"
+        "class Mine(Method):\n    def loss(self, learner, teachers, batch, heads):\n        return {'mine': 0}\n"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    before = keys(tmp_path, text)
+    (tmp_path / "mine.py").write_text(source.replace("0", "1"))
+    after = keys(tmp_path, text)
+    assert {cell[1] for cell in before if before[cell] != after[cell]} == {"mine"}
+
+
+def test_fewer_epochs_are_marked_and_have_other_keys(tmp_path: Path) -> None:
+    short = jobs(tmp_path, epochs=2)
+    assert not any(job.comparable for job in short.values())
+    assert not set(keys(tmp_path).values()) & {job.key for job in short.values()}
+    assert {job.frozen["teacher"].recipe.epochs for job in short.values()} == {2}
+
+
+def test_shortening_keeps_the_shape_of_the_schedule() -> None:
+    recipe = Recipe(epochs=240, schedule=Schedule(name="multistep", milestones=(150, 180, 210)))
+    assert shortened(recipe, 24).schedule.milestones == (15, 18, 21)
+    assert shortened(recipe, 2).schedule.milestones == (1,)
+    assert shortened(recipe, 1).schedule.milestones == ()
+
+
+def test_every_job_freezes_the_pairs_teacher_even_without_using_it(tmp_path: Path) -> None:
+    for job in jobs(tmp_path).values():
+        assert list(job.frozen) == ["teacher"]
+    made = jobs(tmp_path)
+    assert made["a", "none", 0].frozen["teacher"].key == made["b", "kd", 1].frozen["teacher"].key
+
+
+def test_digest_is_canonical() -> None:
+    assert digest({"a": 1, "b": [1.5]}) == digest({"b": [1.5], "a": 1})
