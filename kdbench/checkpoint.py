@@ -25,7 +25,6 @@ def save(path: Path, state: State) -> None:
     write_atomically(path, hashlib.sha256(payload).digest() + payload, durable=False)
 
 
-
 def load(path: Path, device: torch.device) -> State | None:
     """The state, or None when there is no checkpoint.
 

@@ -104,6 +104,8 @@ def check(suite: SuitePath) -> None:
     from kdbench.suite import load
 
     loaded = load(suite)
+    for note in loaded.notes:
+        _warn(note)
     cells, seeds = len(loaded.cells), len(loaded.file.seeds)
     typer.echo(f"{suite}: valid; {cells} cells x {seeds} seeds = {cells * seeds} jobs")
 

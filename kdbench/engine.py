@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdbench import evaluate
 from kdbench.augment import pixels
-from kdbench.batch import Batch, Out, Probe
+from kdbench.batch import Batch, Out, Probe, Profile
 from kdbench.data import DataSet, Split
 from kdbench.method import Method, Plan, Refusal, Stage
 from kdbench.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
@@ -123,7 +123,12 @@ class seeded:
 
 
 def fetch(
-    split: Split, data: DataSet, index: Tensor, recipe: Recipe | None = None, key: tuple[int, int] = (0, 0), view: int = 0
+    split: Split,
+    data: DataSet,
+    index: Tensor,
+    recipe: Recipe | None = None,
+    key: tuple[int, int] = (0, 0),
+    view: int = 0,
 ) -> Tensor:
     """Normalised pixels of examples, augmented when a recipe and a (seed, epoch) key are given."""
     x = pixels(
@@ -207,7 +212,7 @@ class Engine:
 
     def _learners(self, number: int, stage: Stage, resumed: Mapping[str, Any]) -> dict[str, Learner]:
         """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
-        task, shape = self.task, (self.task.data.channels, self.task.data.size, self.task.data.size)
+        task = self.task
         for role, teachers in stage.learners.items():
             if role in self.heads:  # it learned in an earlier stage and goes on with the same heads
                 self.models[role].requires_grad_(True)
@@ -218,12 +223,11 @@ class Engine:
                 self.models[role] = model.to(self.device)
         learners = {}
         for role, teachers in stage.learners.items():
-            facts = {"classes": task.data.classes, "examples": self.examples, "input_shape": shape}
             if role not in self.heads:
                 with seeded(task.seed, "heads", role):
                     heads = task.method.heads(
-                        profile(self.models[role], role, self.needs.learner, **facts),
-                        {t: profile(self.models[t], t, self.needs.teacher, **facts) for t in teachers},
+                        self._profile(role, self.needs.learner),
+                        {t: self._profile(t, self.needs.teacher) for t in teachers},
                     ).to(self.device)
                 self.heads[role] = heads
                 self._frozen_heads += sum(p.numel() for p in heads.parameters() if not p.requires_grad)
@@ -239,6 +243,17 @@ class Engine:
                 if number == self.state.stage and role in resumed["optimizers"]:
                     learner.optimizer.load_state_dict(resumed["optimizers"][role])
         return learners
+
+    def _profile(self, role: str, names: tuple[str, ...]) -> Profile:
+        data = self.task.data
+        return profile(
+            self.models[role],
+            role,
+            names,
+            classes=data.classes,
+            examples=self.examples,
+            input_shape=(data.channels, data.size, data.size),
+        )
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
@@ -352,7 +367,7 @@ class Engine:
             }
         totals = {role: torch.stack([value.float() for value in named.values()]).sum() for role, named in terms.items()}
         torch.stack(list(totals.values())).sum().backward()
-        metrics = {}
+        metrics: dict[str, Tensor] = {}
         for role, named in terms.items():
             prefix = "train/" if len(stage.learners) == 1 and role in self.task.plan.answer else f"train/{role}/"
             metrics[prefix + "loss"] = totals[role].detach()
@@ -372,7 +387,7 @@ class Engine:
     def _validate(self, stage: Stage, last: bool) -> dict[str, float]:
         data, answer = self.task.data, self.task.plan.answer
         groups = {"val/": answer} if last else {f"val/{role}/": (role,) for role in stage.learners}
-        metrics = {}
+        metrics: dict[str, float] = {}
         for prefix, roles in groups.items():
             logits_NC = torch.stack(
                 [split_logits(model, data.val, data, self.precision) for model in self._deployed(roles)]
@@ -383,10 +398,10 @@ class Engine:
 
 
 def _say(tapped: Tapped, batch: Batch) -> Out:
-    out = tapped(batch.x)
-    if not batch.views:
-        return out
-    return Out(out.role, out.logits_BC, out.taps, tuple(tapped(view) for view in batch.views))
+    """One role's answer on a batch and its further views; logits in float32, whatever autocast made of them."""
+    outs = [tapped(x) for x in (batch.x, *batch.views)]
+    first, *views = (replace(out, logits_BC=out.logits_BC.float()) for out in outs)
+    return replace(first, views=tuple(views))
 
 
 def _size(module: nn.Module) -> int:

@@ -21,7 +21,7 @@ def scores(logits_NC: torch.Tensor, labels_N: torch.Tensor, teacher_NC: torch.Te
     Returns:
         top1, top5 (absent with fewer than six classes), nll, ece (15 equal-width bins), brier
         (sum over classes of squared error, 0..2), and with a teacher agreement, agreement_on_errors (the share of the
-        teacher's mistakes that the model repeats; absent when the teacher makes none) and kl = mean KL(p_t || p_s), T=1.
+        teacher's mistakes that the model repeats; absent when it makes none) and kl = mean KL(p_t || p_s) at T = 1.
     """
     logits_NC = logits_NC.double()
     log_p_NC = F.log_softmax(logits_NC, dim=1)

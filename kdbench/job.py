@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.method import Method, Plan, Wrapper, knobs
-from kdbench.plugins import source_sha
+from kdbench.plugins import class_sha, source_sha
 from kdbench.spec import Data, Model, Recipe, RecipeOverride, patched
 from kdbench.suite import Suite
 
@@ -137,7 +137,9 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
     return recipe.model_copy(update={"epochs": epochs, "schedule": schedule})
 
 
-def freeze(model: Model, recipe: Recipe, data: Mapping[str, Any], folder: Path, epochs: int | None = None) -> FrozenRole:
+def freeze(
+    model: Model, recipe: Recipe, data: Mapping[str, Any], folder: Path, epochs: int | None = None
+) -> FrozenRole:
     """How a frozen role comes by its weights, and its content key."""
     content = model_content(model, folder)
     if model.weights is not None:
@@ -149,9 +151,7 @@ def freeze(model: Model, recipe: Recipe, data: Mapping[str, Any], folder: Path, 
     own = patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
     if epochs is not None:
         own = shortened(own, epochs)
-    return FrozenRole(
-        model, own, {**content, "train": recipe_content(own), "seed": model.seed, "data": data}, folder
-    )
+    return FrozenRole(model, own, {**content, "train": recipe_content(own), "seed": model.seed, "data": data}, folder)
 
 
 def model_content(model: Model, folder: Path) -> dict[str, Any]:
@@ -159,7 +159,9 @@ def model_content(model: Model, folder: Path) -> dict[str, Any]:
 
 
 def data_content(data: Data, folder: Path, fingerprint: str | None) -> dict[str, Any]:
-    return _with_source({**data.model_dump(mode="json"), "fingerprint": fingerprint}, data.name, folder)
+    content = data.model_dump(mode="json")
+    content["options"].pop("download", None)  # how the files came here
+    return _with_source({**content, "fingerprint": fingerprint}, data.name, folder)
 
 
 def recipe_content(recipe: Recipe) -> dict[str, Any]:
@@ -173,7 +175,8 @@ def method_content(method: Method, name: str, folder: Path) -> dict[str, Any]:
     values["knobs"] = {knob: getattr(method, knob) for knob in knobs(method)}
     if isinstance(method, Wrapper):
         values["over"] = method_content(method.over, _module_name(method.over), folder)
-    return _with_source(values, name, folder)
+    sha = class_sha(type(method))
+    return {**values, "source": sha} if sha else values
 
 
 def _module_name(method: Method) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Method, Wrapper
+from kdbench.yamlfile import near
 
 GROUP = "kdbench.methods"
 PACKAGE = Path(__file__).parent
@@ -137,8 +138,7 @@ def _path(reference: str, folder: Path) -> Path:
     name = reference.partition(":")[0]
     path = folder / name
     if not path.is_file():
-        beside = [f"{'./' if name.startswith('./') else ''}{p.name}" for p in path.parent.glob("*.py")]
-        raise LookupError(f"no such file: {name}{did_you_mean(name, beside)}")
+        raise LookupError(f"no such file: {name}{near(path, name[: -len(path.name)])}")
     return path
 
 
@@ -237,7 +237,8 @@ def optimizer_names() -> tuple[str, ...]:
     source = Path(folders[0], "optim", "_optim_factory.py") if folders else None
     if source is None or not source.is_file():
         return ()
-    names = set(re.findall(r"\bname=['\"]([a-z0-9_]+)['\"]", source.read_text(encoding="utf-8")))
+    pattern = r"(?:\bname=|\bregister_alias\()['\"]([a-z0-9_]+)['\"]"
+    names = set(re.findall(pattern, source.read_text(encoding="utf-8")))
     return tuple(sorted({"sgd", "adamw", *names})) if names else ()
 
 

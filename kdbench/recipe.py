@@ -49,7 +49,7 @@ def make_optimizer(modules: Iterable[nn.Module], optimizer: Optimizer) -> torch.
         UserError: timm does not know the name, or the optimiser does not take an option.
     """
     groups = parameter_groups(modules, optimizer)
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in optimizer.options.items()}
+    options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in optimizer.options.items()}
     try:
         if optimizer.name == "sgd":
             return torch.optim.SGD(

@@ -95,11 +95,16 @@ def schema() -> dict[str, Any]:
     }
     definitions["method"] = {"anyOf": [{"type": "null"}, *explicit, other]}
     methods = document["properties"]["methods"]
+    (pattern,) = methods["patternProperties"]
+    for part in (document, definitions["Pair"]):  # pydantic leaves other names open
+        for rule in part["properties"].values():
+            if "patternProperties" in rule:
+                rule["additionalProperties"] = False
     document["properties"]["methods"] = {
         "description": methods["description"],
         "type": "object",
         "minProperties": 1,
-        "propertyNames": methods["propertyNames"],
+        "propertyNames": {**methods["propertyNames"], "pattern": pattern},
         "properties": {name: {"anyOf": [any_method, {"$ref": f"#/$defs/method.{name}"}]} for name in builtin},
         # A label may be the name of an installed method: then it needs no `method`.
         "additionalProperties": {"anyOf": [any_method, {"type": "object", "not": {"required": ["method"]}}]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdbench import flops, models
-from kdbench.data import default_root
+from kdbench.board import rank
+from kdbench.data import DataSet, default_root
 from kdbench.errors import UserError, did_you_mean
 from kdbench.job import Job, expand
 from kdbench.progress import display
-from kdbench.publish import current, publish, tables
+from kdbench.publish import current, heading, publish, tables
 from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run
+from kdbench.spec import Model
+from kdbench.standing import Board
 from kdbench.store import Store
 from kdbench.suite import Suite, load
 from kdbench.workbench import Workbench
@@ -54,6 +58,8 @@ class Session:
     ) -> Session:
         """Raises UserError with all that is wrong with the suite, the options, the data or the models."""
         suite = load(path)
+        for note in suite.notes:
+            console.print(f"warning: {note}", soft_wrap=True)
         chosen = parse_seeds(seeds) if seeds is not None else None
         jobs = chosen_jobs(expand(suite, epochs=epochs, seeds=chosen), only)
         bench = Workbench.load(jobs[0], data_root or default_root(), pick_device(device), runs)
@@ -79,7 +85,7 @@ class Session:
                     "pair": job.pair,
                     "method": job.label,
                     "seed": job.seed,
-                    "roles": ", ".join(f"{role}={model.model}" for role, model in job.roles.items()),
+                    "roles": " ".join(f"{role}={model.model}" for role, model in job.roles.items()),
                     "parameters": parameters,
                     "MACs": macs,
                     "state": self.store.results[job.key].status if self.store.done(job.key) else "pending",
@@ -117,8 +123,7 @@ class Session:
         return publish(self.suite, self.store, self.root)
 
     def _report(self, summary: Summary, console: Console, published: Sequence[Path]) -> None:
-        shown = current(self.suite, self.store) if published else summary.results
-        for table in tables(self.suite, shown):
+        for table in tables(self._board(summary)):
             console.print(table)
         for result in summary.troubled:
             console.print(
@@ -132,6 +137,16 @@ class Session:
             console.print(f"Board: {published[0]}", highlight=False)
         else:
             console.print("Not comparable (--epochs): no board was written.", highlight=False)
+
+    def _board(self, summary: Summary) -> Board:
+        """The suite's board; where this run is not comparable, one of this run alone, for the terminal only."""
+        if all(job.comparable for job in self.jobs):
+            return rank(heading(self.suite), current(self.suite, self.store))
+        ran = {(job.pair, job.label): None for job in self.jobs}
+        seeds = tuple(dict.fromkeys(job.seed for job in self.jobs))
+        pairs = tuple(dict.fromkeys(pair for pair, _ in ran))
+        results = [dataclasses.replace(result, comparable=True) for result in summary.results]
+        return rank(dataclasses.replace(heading(self.suite), cells=tuple(ran), pairs=pairs, seeds=seeds), results)
 
     def _json(self, summary: Summary) -> dict[str, Any]:
         return {
@@ -201,7 +216,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def try_models(jobs: Iterable[Job], bench: Workbench) -> dict[tuple[str, str], tuple[int, int]]:
-    """Parameters and MACs of every role, each built once on the meta device, and one optimiser for each recipe.
+    """Parameters and MACs of every role, each built once, and one optimiser for each recipe.
 
     Raises:
         UserError: a model, its options or an optimiser cannot be made.
@@ -213,16 +228,7 @@ def try_models(jobs: Iterable[Job], bench: Workbench) -> dict[tuple[str, str], t
         for role, model in job.roles.items():
             key = json.dumps([model.model, model.options], sort_keys=True, default=str)
             if key not in counted:
-                with torch.device("meta"):
-                    built = models.build(
-                        model.model,
-                        model.options,
-                        classes=bench.data.classes,
-                        channels=bench.data.channels,
-                        size=bench.data.size,
-                        folder=job.folder,
-                    )
-                counted[key] = flops.count(built, (bench.data.channels, bench.data.size, bench.data.size))
+                counted[key] = flops.count(_sample(model, job, bench.data), bench.shape)
             shapes[job.pair, role] = counted[key]
         recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
         for recipe in recipes:
@@ -230,3 +236,15 @@ def try_models(jobs: Iterable[Job], bench: Workbench) -> dict[tuple[str, str], t
                 make_optimizer([torch.nn.Linear(2, 2)], recipe.optimizer)
                 tried.add(text)
     return shapes
+
+
+def _sample(model: Model, job: Job, data: DataSet) -> torch.nn.Module:
+    """The model with throw-away weights; on the CPU, because initialisers on the meta device load torch's compiler."""
+    return models.build(
+        model.model,
+        model.options,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        folder=job.folder,
+    )

@@ -45,8 +45,9 @@ class Store:
         try:
             write_atomically(path, result.to_json().encode())
         except OSError as error:
-            raise UserError(f"{path.parent}: cannot write results ({error.strerror}); free space or give --results DIR")\
-                from error
+            raise UserError(
+                f"{path.parent}: cannot write results ({error.strerror}); free space or give --results DIR"
+            ) from error
         self.results[result.key] = result
         return path
 

@@ -156,12 +156,12 @@ def _keep(folder: Path, model: nn.Module, logits: Mapping[str, Tensor], record: 
         write_atomically(folder / "weights.safetensors", save(state))
         write_atomically(folder / "record.json", (json.dumps(asdict(record), indent=1) + "\n").encode())
     except OSError as error:
-        raise UserError(f"{folder}: cannot write the teacher ({error.strerror}); free space or give --runs DIR") from error
+        raise UserError(
+            f"{folder}: cannot write the teacher ({error.strerror}); free space or give --runs DIR"
+        ) from error
 
 
-def _stored(
-    folder: Path, model: nn.Module, warn: Callable[[str], None]
-) -> tuple[Record, dict[str, Tensor]] | None:
+def _stored(folder: Path, model: nn.Module, warn: Callable[[str], None]) -> tuple[Record, dict[str, Tensor]] | None:
     """A kept teacher, loaded into `model` and checked against its digest; a damaged one is set aside."""
     if not (folder / "record.json").exists():
         return None

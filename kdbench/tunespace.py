@@ -170,7 +170,7 @@ class _Entry:
             self._choices(value["choices"], (*self.path, "choices"), found)
         elif any(name in value for name in RANGE) or not value:
             self._range(value, found)
-        elif "when" not in value:
+        elif self.key not in self.targets.knobs:  # a knob has a range of its own
             self._add(self.node.where, self.path, "needs `low` and `high`, or `choices`")
 
     def _range(self, value: dict[str, Node], found: list[_Target]) -> None:
@@ -266,4 +266,3 @@ def student_models(root: Node) -> Iterator[tuple[tuple[str | int, ...], Node]]:
         node = root.at(path)
     for index, item in enumerate(node.value if node is not None and isinstance(node.value, list) else ()):
         yield (*path, index), item
-

@@ -54,6 +54,8 @@ def report(
             steps.pop()
         path: tuple[Step, ...] = (*at, *steps[drop:])
         node = root.nearest(path)
+        if finding["type"] == "too_short" and len(node.value) >= finding["ctx"]["min_length"]:
+            continue  # pydantic counts the valid entries only; the others have lines of their own
         mark = node.where
         if is_key or finding["type"] == "extra_forbidden":
             mark = node.key or node.mark
@@ -100,7 +102,7 @@ def _sentence(finding: Any, model: Any, steps: list[Step], node: Node | None, no
         return f"is too long: at most {context['max_length']}"
     if sort in ("too_short", "string_too_short"):
         least = context["min_length"]
-        return f"needs at least {least} {'entry' if least == 1 else 'entries'}"
+        return f"needs at least {'one entry' if least == 1 else f'{least} entries'}"
     expected = _CLASSES.get(context.get("class_name", "")) or _EXPECTED.get(sort.partition("_")[0])
     if expected:
         quoted = "; put it in quotes" if expected == "text" and isinstance(finding["input"], int | float) else ""

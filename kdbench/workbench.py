@@ -125,14 +125,12 @@ class Workbench:
                 raise RuntimeError(f"the frozen {role} changed while it taught; its sha256 no longer fits")
         return trained
 
-    def _measure(
-        self, base: Result, job: Job, trained: Trained, frozen: dict[str, Frozen], precision: str
-    ) -> Result:
+    def _measure(self, base: Result, job: Job, trained: Trained, frozen: dict[str, Frozen], precision: str) -> Result:
         """Scores and costs of the deployed answer; the student's weights are kept; the checkpoint is let go."""
         peak = memory.peak_mb(self.device)
         teacher = frozen["teacher"]
-        parameters, macs = flops.count(trained.answer, self._shape)
-        scores = {}
+        parameters, macs = flops.count(trained.answer, self.shape)
+        scores: dict[str, float] = {}
         for name, split, teacher_NC in (
             ("val", self.data.val, teacher.val_NC),
             ("test", self.data.test, teacher.test_NC),
@@ -161,11 +159,12 @@ class Workbench:
         return dataclasses.replace(base, scores=scores, curves=trained.curves, cost=cost)
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, H, W) of one image."""
         return (self.data.channels, self.data.size, self.data.size)
 
     def _latency(self, model: nn.Module, batch: int) -> float:
-        x = torch.zeros(batch, *self._shape, device=self.device).contiguous(memory_format=torch.channels_last)
+        x = torch.zeros(batch, *self.shape, device=self.device).contiguous(memory_format=torch.channels_last)
         return evaluate.latency_ms(model, x)
 
 

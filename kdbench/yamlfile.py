@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ class Problems:
     """The user's mistakes, collected: all are told at once."""
 
     def __init__(self) -> None:
+        self.files: list[str] = []  # in the order they were read: a suite comes before what it extends
         self.found: dict[tuple[Mark, str], tuple[str | int, ...]] = {}  # (position, line) -> path, no line twice
 
     def add(self, mark: Mark, path: Path_, sentence: str) -> None:
@@ -111,8 +113,8 @@ class Problems:
 
     def lines(self) -> list[str]:
         """In the order of the text, file by file."""
-        files = list(dict.fromkeys(mark.file for mark, _ in self.found))
-        ordered = sorted(self.found, key=lambda item: (files.index(item[0].file), item[0].line, item[0].column))
+        order = {file: index for index, file in enumerate(self.files)}
+        ordered = sorted(self.found, key=lambda item: (order[item[0].file], item[0].line, item[0].column))
         return [f"{mark}: {text}" for mark, text in ordered]
 
     def stop_if_any(self) -> None:
@@ -127,6 +129,7 @@ def read(path: Path, problems: Problems) -> Node:
         UserError: the file cannot be read, or is not YAML at all, or its top level is not a map.
     """
     file = str(path)
+    problems.files.append(file)
     text = _text(path)
     builder = _Builder(file, problems)
     try:
@@ -180,13 +183,15 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}:{line}:{column}: is not UTF-8 text (byte 0x{raw[error.start]:02X})") from None
 
 
-def near(path: Path) -> str:
-    """' (did you mean ...?)' among the files beside a path that does not exist."""
+def near(path: Path, prefix: str = "") -> str:
+    """' (did you mean ...?)' among the files beside a path that does not exist; endings do not count."""
+    suffixes = SUFFIXES if path.suffix in SUFFIXES else (path.suffix,)
     try:
-        beside = {item.name: item for item in path.parent.iterdir() if item.suffix in {path.suffix, *SUFFIXES}}
+        beside = {item.stem: item.name for item in path.parent.iterdir() if item.suffix in suffixes}
     except OSError:
         return ""
-    return did_you_mean(path.name, beside)
+    close = get_close_matches(path.stem, beside, n=1)
+    return f" (did you mean '{prefix}{beside[close[0]]}'?)" if close else ""
 
 
 class _Builder:

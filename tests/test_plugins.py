@@ -166,7 +166,9 @@ def test_from_file(tmp_path: Path) -> None:
 
 
 def test_looking_into_a_file_does_not_execute_it(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text("raise RuntimeError\ndef build(): ...\nfrom os import path as p\nif 1:\n    q = 2\n")
+    (tmp_path / "net.py").write_text(
+        "raise RuntimeError\ndef build(): ...\nfrom os import path as p\nif 1:\n    q = 2\n"
+    )
     assert [plugins.missing_in_file(f"./net.py:{name}", tmp_path) for name in ("build", "p", "q")] == [None] * 3
     (tmp_path / "net.py").write_text("def build(:\n")
     said = plugins.missing_in_file("./net.py:build", tmp_path)

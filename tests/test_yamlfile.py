@@ -134,7 +134,10 @@ def test_a_quoted_merge_key_is_a_key(tmp_path: Path) -> None:
     [
         ("a:\n\tb: 1\n", "s.yaml:2:1: a tab cannot indent YAML: use spaces"),
         ("a: @b\n", "s.yaml:1:4: a value cannot start with @: put it in quotes"),
-        ("a: b: c\n", "s.yaml:1:5: a second `key: value` on this line: fix the indentation, or put the value in quotes"),
+        (
+            "a: b: c\n",
+            "s.yaml:1:5: a second `key: value` on this line: fix the indentation, or put the value in quotes",
+        ),
         ("a: 1\nb: {c: 1\n", "s.yaml:2:4: a bracket or a quote that opens here is not closed"),
         ('a: "x\n', "s.yaml:1:4: a bracket or a quote that opens here is not closed"),
         ("- a\nb: 1\n", "s.yaml:2:1: the indentation does not fit the lines above"),
@@ -168,11 +171,13 @@ def test_a_byte_order_mark_and_windows_lines_are_no_trouble(tmp_path: Path) -> N
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text("a: 1\n")
+    (tmp_path / "digts.txt").write_text("a: 1\n")
     with pytest.raises(UserError) as caught:
         read(tmp_path / "digts.yaml", Problems())
     assert str(caught.value) == f"{tmp_path}/digts.yaml: no such file (did you mean 'digits.yaml'?)"
-    with pytest.raises(UserError, match="no such file$"):
-        read(tmp_path / "nowhere" / "digts.yaml", Problems())
+    for name in ("nowhere/digts.yaml", "quite_else.yaml"):
+        with pytest.raises(UserError, match=r"no such file$"):
+            read(tmp_path / name, Problems())
 
 
 def test_a_folder_lists_what_is_in_it(tmp_path: Path) -> None:

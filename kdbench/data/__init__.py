@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from kdbench.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DataSet", "Raw", "Split", "found", "load"]
+__all__ = ["DataSet", "Raw", "Split", "default_root", "found", "load"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def load(data: spec.Data, root: Path, folder: Path = Path()) -> DataSet:
         fingerprint=fingerprint(raw),
         split=_digest(train_index, val_index),
     )
+
+
+def default_root() -> Path:
+    """$KDBENCH_DATA, else ~/.cache/kdbench."""
+    return Path(os.environ.get("KDBENCH_DATA") or Path.home() / ".cache" / "kdbench")
 
 
 def found(root: Path) -> dict[str, str]:

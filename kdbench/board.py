@@ -1,0 +1,261 @@
+"""Records -> Board: every number of a leaderboard, computed from results alone. Pure, and indifferent to their order.
+
+The claim has one rule: within a pair, every ranked row is compared with `kd` by a two-sided paired t test over seeds;
+the p-values of the pair are corrected together by Holm; "better" and "worse" need a corrected p below 0.05.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from kdbench.result import Result
+from kdbench.standing import (
+    BETTER,
+    FLOOR,
+    NOT_SEPARABLE,
+    PRELIMINARY,
+    REFERENCE,
+    SMALLEST_GAP,
+    TEACHER,
+    WORSE,
+    Across,
+    Board,
+    Heading,
+    Overall,
+    Row,
+    Table,
+    TeacherRow,
+)
+from kdbench.statistics import ALPHA, holm, interval, iqm_interval, mean_ranks, paired, wilcoxon
+
+__all__ = ["Board", "Heading", "rank"]
+
+
+def rank(heading: Heading, results: Iterable[Result]) -> Board:
+    """The board of a suite.
+
+    Args:
+        results: of the suite's current jobs. Those of other cells or seeds, and those that are not comparable (the
+            command line changed the recipe), are left out.
+
+    Raises:
+        ValueError: two different results for one cell and seed.
+    """
+    wanted = {(pair, label, seed) for pair, label in heading.cells for seed in heading.seeds}
+    found: dict[tuple[str, str, int], Result] = {}
+    for result in results:
+        place = (result.pair, result.method, result.seed)
+        if not result.comparable or place not in wanted:
+            continue
+        if found.setdefault(place, result).key != result.key:
+            raise ValueError(f"two results for {result.pair}/{result.method} seed {result.seed}")
+    ordered = [found[place] for place in sorted(found)]
+    tables = tuple(_table(heading, pair, [r for r in ordered if r.pair == pair]) for pair in heading.pairs)
+    provenance = [result.provenance for result in ordered]
+    packages = sorted({name for p in provenance for name in p.get("versions", {})})
+    versions = {name: _distinct(p.get("versions", {}).get(name) for p in provenance) for name in packages}
+    return Board(
+        heading=heading,
+        tables=tables,
+        across=_across(heading, tables),
+        machines=tuple(sorted({_machine(r) for r in ordered if _machine(r) != ("", "")})),
+        fingerprints=_distinct(result.job.get("data", {}).get("fingerprint") for result in ordered),
+        splits=_distinct(p.get("split") for p in provenance),
+        versions=versions | {"git": _distinct(p.get("git") for p in provenance)},
+        finished=sum(row.n for table in tables for row in table.rows),
+    )
+
+
+def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
+    labels = [label for cell, label in heading.cells if cell == pair]
+    of = {label: {r.seed: r for r in results if r.method == label} for label in labels}
+    alarms = _alarms(results)
+    teacher = _teacher(heading, pair, results)
+    plain = {label: _row(heading, pair, label, of[label], bool(alarms)) for label in labels}
+    if not alarms:
+        plain = {label: _compared(row, plain, of, teacher) for label, row in plain.items()}
+    ranked = sorted((r for r in plain.values() if not r.why_unranked), key=lambda r: -round(r.top1.mean, 9))  # type: ignore[union-attr]
+    means = [round(row.top1.mean, 9) for row in ranked if row.top1]
+    placed = [replace(row, place=means.index(mean) + 1) for row, mean in zip(ranked, means, strict=True)]
+    recipes = _distinct(json.dumps(r.job["recipe"], sort_keys=True) for r in results if "recipe" in r.job)
+    return Table(
+        pair=pair,
+        teacher=teacher,
+        rows=(*_claimed(placed, len(heading.seeds)), *(row for row in plain.values() if row.why_unranked)),
+        alarms=alarms,
+        roles=heading.roles.get(pair, {}),
+        recipe=json.loads(recipes[0]) if len(recipes) == 1 else None,
+    )
+
+
+def _alarms(results: Sequence[Result]) -> tuple[str, ...]:
+    """Sentences where the rows of a pair were not made under the same conditions."""
+    alarms = []
+    conditions = {
+        "teachers (sha256)": _by(results, lambda r: r.teacher.sha256[:12] if r.teacher else None),
+        "data": _by(results, lambda r: r.job.get("data", {}).get("fingerprint")),
+        "train/validation splits": _by(results, lambda r: r.provenance.get("split")),
+        "recipes": _by(results, lambda r: json.dumps(r.job["recipe"], sort_keys=True) if "recipe" in r.job else None),
+    }
+    for what, groups in conditions.items():
+        if len(groups) > 1:
+            sides = (labels if what == "recipes" else f"{value}: {labels}" for value, labels in groups.items())
+            alarms.append(f"{len(groups)} different {what} in one pair ({'; '.join(sides)})")
+    return tuple(alarms)
+
+
+def _by(results: Sequence[Result], of: Callable[[Result], Any]) -> dict[str, str]:
+    """Value -> the labels that have it; results without one are left out."""
+    groups: dict[str, set[str]] = {}
+    for result in results:
+        if (value := of(result)) is not None:
+            groups.setdefault(str(value), set()).add(result.method)
+    return {value: ", ".join(sorted(groups[value])) for value in sorted(groups)}
+
+
+def _teacher(heading: Heading, pair: str, results: Sequence[Result]) -> TeacherRow | None:
+    taught = [result for result in results if result.teacher]
+    costs = [result.cost for result in results if result.cost]
+    if not taught or not (first := taught[0].teacher):
+        return None
+    return TeacherRow(
+        model=heading.roles.get(pair, {}).get(TEACHER, ""),
+        sha256=first.sha256,
+        scores={name: value for name, value in first.scores.items() if value is not None},
+        parameters=costs[0].teacher_parameters if costs else None,
+        macs=costs[0].teacher_macs if costs else None,
+        reported=heading.reported.get((pair, TEACHER)),
+    )
+
+
+def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result], alarmed: bool) -> Row:
+    """What the method's own results say."""
+    finished = {seed: result for seed, result in sorted(results.items()) if result.status == "ok"}
+    done = {seed: result for seed, result in finished.items() if result.scores.get("test/top1") is not None}
+    troubles: dict[str, list[int]] = {}
+    for seed in sorted(set(heading.seeds) - set(done)):
+        troubles.setdefault(_trouble(results.get(seed)), []).append(seed)
+    n, costs = len(done), [result.cost for result in done.values() if result.cost]
+    why = ""
+    if n < len(heading.seeds):
+        why = f"{n} of {len(heading.seeds)} seeds"
+    elif n < PRELIMINARY:
+        why = f"only {n} seed{'s' if n > 1 else ''}"
+    elif alarmed:
+        why = "not comparable"
+    seeds = {seed: float(result.scores["test/top1"]) for seed, result in done.items()}
+    return Row(
+        label=label,
+        seeds=seeds,
+        troubles=tuple((tuple(hit), text) for text, hit in troubles.items()),
+        why_unranked=why,
+        top1=interval(list(seeds.values())) if seeds else None,
+        metrics=_means([result.scores for result in done.values()]),
+        parameters=costs[0].parameters if costs else None,
+        macs=costs[0].macs if costs else None,
+        head_parameters=costs[0].head_parameters if costs else None,
+        reported=heading.reported.get((pair, label)),
+    )
+
+
+def _trouble(result: Result | None) -> str:
+    if result is None:
+        return "no result yet"
+    if result.status == "ok":
+        return "finished without a test accuracy"
+    return f"{result.status}: {result.reason or 'no reason given'}"
+
+
+def _compared(
+    row: Row, rows: Mapping[str, Row], of: Mapping[str, Mapping[int, Result]], teacher: TeacherRow | None
+) -> Row:
+    """The row with what needs other rows."""
+    floor, kd = rows.get(FLOOR), rows.get(REFERENCE)
+    gain = paired(row.seeds, floor.seeds) if floor and row.label != FLOOR else None
+    recovered = None
+    if gain and floor and teacher and teacher.top1 is not None:
+        common = sorted(set(row.seeds) & set(floor.seeds))
+        gap = teacher.top1 - interval([floor.seeds[seed] for seed in common]).mean
+        recovered = gain.mean / gap if gap >= SMALLEST_GAP else None
+    return replace(
+        row,
+        gain=gain,
+        over_kd=paired(row.seeds, kd.seeds) if kd and row.label != REFERENCE else None,
+        recovered=recovered,
+        relative_time=_relative_time(of[row.label], of.get(FLOOR, {})),
+    )
+
+
+def _relative_time(results: Mapping[int, Result], floor: Mapping[int, Result]) -> float | None:
+    """Median over seeds of the ratio of training seconds, where both ran on one kind of device in one precision."""
+    ratios = []
+    for seed in sorted(set(results) & set(floor)):
+        own, base = results[seed], floor[seed]
+        if own.cost and base.cost and base.cost.train_seconds > 0 and _machine(own) == _machine(base):
+            ratios.append(own.cost.train_seconds / base.cost.train_seconds)
+    return median(ratios) if ratios else None
+
+
+def _claimed(ranked: Sequence[Row], seeds: int) -> list[Row]:
+    """Ranked rows with their claims: one family of tests for a pair. None is made where `kd` is incomplete."""
+    tested = [row for row in ranked if row.over_kd and row.over_kd.n == seeds]
+    claims = {}
+    for row, p in zip(tested, holm([row.over_kd.p for row in tested if row.over_kd]), strict=True):
+        better = row.over_kd is not None and row.over_kd.mean > 0
+        claims[row.label] = replace(
+            row, p_holm=p, claim=NOT_SEPARABLE if p >= ALPHA else BETTER if better else WORSE
+        )
+    return [claims.get(row.label, row) for row in ranked]
+
+
+def _across(heading: Heading, tables: Sequence[Table]) -> Across | None:
+    """Over the pairs that have ranked rows; methods that are ranked in all of them."""
+    settings = [table for table in tables if any(row.ranked for row in table.rows)]
+    if len(settings) < 2:
+        return None
+    rows = [{row.label: row for row in table.rows if row.ranked} for table in settings]
+    labels = [label for label in heading.methods if all(label in ranked for ranked in rows)]
+    if not labels:
+        return None
+    ranks = mean_ranks([[ranked[label].top1.mean for label in labels] for ranked in rows])  # type: ignore[union-attr]
+    iqms = {}
+    if FLOOR in labels:
+        for label in labels:
+            gains = [[top1 - ranked[FLOOR].seeds[s] for s, top1 in ranked[label].seeds.items()] for ranked in rows]
+            iqms[label] = iqm_interval(gains) if label != FLOOR else None
+    p_values: dict[str, float] = {}
+    if REFERENCE in labels:
+        for label in labels:
+            p = wilcoxon([ranked[label].over_kd.mean for ranked in rows if ranked[label].over_kd])  # type: ignore[union-attr]
+            if p is not None:
+                p_values[label] = p
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    overall = [
+        Overall(label, mean_rank, iqms.get(label), corrected.get(label))
+        for label, mean_rank in zip(labels, ranks, strict=True)
+    ]
+    return Across(
+        settings=tuple(table.pair for table in settings),
+        rows=tuple(sorted(overall, key=lambda row: (row.mean_rank, -row.iqm[0] if row.iqm else 0.0))),
+        left_out=tuple(label for label in heading.methods if label not in labels),
+    )
+
+
+def _means(scores: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Means of the test metrics that every seed has."""
+    names = sorted({name for seed in scores for name in seed if name.startswith("test/")})
+    values = {name: [seed.get(name) for seed in scores] for name in names}
+    whole = {name: [v for v in column if v is not None] for name, column in values.items() if None not in column}
+    return {name.removeprefix("test/"): sum(column) / len(column) for name, column in whole.items()}
+
+
+def _machine(result: Result) -> tuple[str, str]:
+    return str(result.provenance.get("device_name", "")), str(result.provenance.get("precision", ""))
+
+
+def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(sorted({str(value) for value in values if value}))

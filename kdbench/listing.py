@@ -1,0 +1,127 @@
+"""What `kdbench show` and `kdbench doctor` say, as rows of plain values."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from kdbench import plugins
+from kdbench.method import Wrapper, knobs
+from kdbench.suite import Suite
+
+Rows = list[dict[str, Any]]
+
+
+def methods() -> Rows:
+    """Name, knobs with default and range, and the first line of the docstring."""
+    rows = []
+    for name in plugins.method_names():
+        kind = plugins.method_class(name, Path())
+        about = (kind.__doc__ or "").strip().splitlines()
+        described = "; ".join(
+            describe(field.name, field.metadata["knob"], field.default) for field in knobs(kind).values()
+        )
+        over = "over another" if issubclass(kind, Wrapper) else ""
+        rows.append({"method": name, "wraps": over, "knobs": described, "about": about[0] if about else ""})
+    return rows
+
+
+def describe(name: str, knob: dict[str, Any], default: Any) -> str:
+    """`temperature = 4.0 in [1, 16] (log)`"""
+    text = f"{name} = {default}"
+    if knob["choices"]:
+        text += f" of {', '.join(map(str, knob['choices']))}"
+    elif knob["low"] is not None or knob["high"] is not None:
+        low, high = (("" if bound is None else f"{bound:g}") for bound in (knob["low"], knob["high"]))
+        text += f" in [{low}, {high}]"
+    return text + (" (log)" if knob["log"] else "")
+
+
+def models(pattern: str | None = None) -> Rows:
+    """kdbench's own models, and timm's that match the glob, with parameters and MACs at 32x32 and 10 classes."""
+    import torch
+
+    from kdbench import flops
+    from kdbench.models import build, own_names
+    from kdbench.models.names import timm_names
+    from kdbench.taps import available
+
+    names = [*own_names()]
+    if pattern is not None:
+        names = [name for name in (*names, *timm_names()) if fnmatchcase(name, pattern)]
+    rows: Rows = []
+    for name in names:
+        try:
+            with torch.device("meta"):
+                model = build(name, {}, classes=10, channels=3, size=32)
+            parameters, macs = flops.count(model, (3, 32, 32))
+            taps = ", ".join(available(model))
+            rows.append({"model": name, "parameters": parameters, "MACs": macs, "taps": taps})
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            rows.append({"model": name, "parameters": 0, "MACs": 0, "taps": f"needs options at 32x32: {reason[:90]}"})
+    return rows
+
+
+def data(root: Path) -> Rows:
+    from kdbench.data import found
+
+    return [{"data": name, "state": state} for name, state in found(root).items()]
+
+
+def results(suite: Suite, store: Any) -> Rows:
+    """Every stored result; `shown` says whether the suite as it is now still asks for it."""
+    from kdbench.publish import current
+
+    shown = {result.key for result in current(suite, store)}
+    return [
+        {
+            "pair": result.pair,
+            "method": result.method,
+            "seed": str(result.seed),
+            "status": result.status,
+            "test top1": f"{result.scores['test/top1']:.2f}" if "test/top1" in result.scores else result.reason,
+            "key": result.key,
+            "shown": "yes" if result.key in shown else "no: stale",
+        }
+        for result in sorted(store.results.values(), key=lambda r: (r.pair, r.method, r.seed, r.key))
+    ]
+
+
+def doctor(root: Path) -> Rows:
+    """One row for each thing that can be there or not."""
+    return [{"part": part, "state": state} for part, state in _parts(root)]
+
+
+def _parts(root: Path) -> Iterator[tuple[str, str]]:
+    import torch
+
+    from kdbench.provenance import device_name, git_state, versions
+
+    yield from versions().items()
+    yield "kdbench commit", git_state() or "not a git checkout"
+    yield "system", f"{platform.system()} {platform.machine()}"
+    yield "cpu", device_name(torch.device("cpu"))
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(number).total_memory / 2**30
+            yield f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, {memory:.0f} GiB, bf16 autocast"
+    else:
+        yield "cuda", "none: runs on the CPU in fp32"
+    yield "data root", str(root) + ("" if root.is_dir() else " (does not exist; set KDBENCH_DATA or --data-root)")
+    for row in data(root):
+        yield f"data {row['data']}", row["state"]
+    problems = plugins.conflicts()
+    own = len(plugins.builtin_methods())
+    yield (
+        "methods",
+        f"{own} of kdbench, {len(plugins.method_names()) - own} installed" + "".join(f"; {p}" for p in problems),
+    )
+    compiler = shutil.which("g++") or shutil.which("c++")
+    yield "recipe.compile on CPU", "compiler found" if compiler else "no C++ compiler: leave `compile: false`"
+    yield "shell completion", "kdbench --install-completion" if importlib.util.find_spec("typer") else "absent"

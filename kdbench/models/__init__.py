@@ -1,0 +1,109 @@
+"""Models: kdbench's own, any timm model by name, or a function in the user's Python file.
+
+Each file here that declares `NAMES` builds some models: `build(name, *, classes, channels, size, **options)`. A suite
+may also name a function of its own: `./net.py:build`, called as `build(classes=, channels=, size=, **options)`.
+
+Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.taps.Tap`, in the
+order of the forward pass (`block1`, ..., `blockN`, `pooled`), and `kd_classifier`, the path of the final classifier.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench import plugins
+from kdbench.errors import UserError, did_you_mean
+from kdbench.models.names import own_names, timm_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build", "own_names"]
+
+GIVEN = ("classes", "channels", "size")  # follow from the data set; options may not set them
+
+
+def build(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    classes: int,
+    channels: int,
+    size: int,
+    pretrained: bool = False,
+    folder: Path = Path(),
+) -> nn.Module:
+    """A model for images (B, channels, size, size) that answers logits (B, classes), in training mode.
+
+    Initial weights come from torch's global generator; under `torch.device("meta")` no weights are made.
+
+    Args:
+        name: kdbench's own, timm's (also with a tag of pretrained weights, `resnet18.a1_in1k`), or `./net.py:function`.
+        options: keyword arguments of the model.
+        pretrained: take timm's pretrained weights.
+        folder: where a relative `./net.py` starts.
+
+    Raises:
+        UserError: unknown name or option, a value that the model does not take, weights that cannot be had.
+    """
+    declared = plugins.declared("models")
+    given = {"classes": classes, "channels": channels, "size": size}
+    if not plugins.is_file(name) and name not in declared:
+        if name.partition(".")[0] not in timm_names():
+            hint = did_you_mean(name, (*declared, *timm_names()))
+            raise UserError(
+                f"there is no model '{name}'{hint}; `kdbench show models` lists kdbench's own, `kdbench show models "
+                f"'resnet*'` timm's too, and a Python file's function is written ./net.py:build"
+            )
+        from kdbench.models import timm_models
+
+        return timm_models.build(name, options, pretrained=pretrained, **given)
+    if pretrained:
+        raise UserError(f"model '{name}': pretrained weights exist for timm's models only; give `weights: FILE` instead")
+    if plugins.is_file(name):
+        made = _called(plugins.from_file(name, folder), (), given, options, name)
+    else:
+        module = importlib.import_module(f"kdbench.models.{declared[name]}")
+        made = _called(module.build, (name,), given, options, name)
+    from kdbench.models.equip import equip
+
+    return equip(made, name, classes=classes)
+
+
+def _called(
+    function: Callable[..., Any],
+    positional: tuple[Any, ...],
+    given: Mapping[str, int],
+    options: Mapping[str, Any],
+    name: str,
+) -> Any:
+    """`function(*positional, **given, **options)`, where a mismatch or a refused value becomes a sentence."""
+    if taken := sorted(set(options) & set(GIVEN)):
+        raise UserError(f"model '{name}': option '{taken[0]}' follows from the data set; remove it")
+    signature = inspect.signature(function)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    allowed = [p for p in list(signature.parameters)[len(positional) :] if p not in GIVEN]
+    for option in () if open_ended else options:
+        if option not in allowed:
+            known = f"its options are {', '.join(allowed)}" if allowed else "it has no options"
+            raise UserError(f"model '{name}' has no option '{option}'{did_you_mean(option, allowed)}; {known}")
+    try:
+        signature.bind(*positional, **given, **options)
+    except TypeError as error:
+        raise UserError(
+            f"model '{name}': {error}; it is called as function(classes=, channels=, size=, **options)"
+        ) from error
+    try:
+        return function(*positional, **given, **options)
+    except Exception as error:
+        raise UserError(f"model '{name}' cannot be built: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library or a user's file said, with the kind of error unless it says enough."""
+    said = (str(error).strip() or "no message").splitlines()[0]
+    return said if isinstance(error, ValueError | UserError) else f"{type(error).__name__}: {said}"

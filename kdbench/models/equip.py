@@ -1,0 +1,123 @@
+"""Tap rules: which submodules of a model are `block1`..`blockN`, and which is the classifier.
+
+A model that sets `kd_taps` and `kd_classifier` is taken at its word. Otherwise:
+
+- classifier: what timm's `get_classifier()` names, if that is a layer; else the last linear layer with as many outputs
+  as there are classes; else the last such convolution;
+- blocks: timm's `feature_info`, less the stem; else the composite children of the model (not single layers) that come
+  before the one with the classifier. A lone `nn.Sequential` or `nn.ModuleList` among them stands for its children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from kdbench.errors import UserError
+from kdbench.taps import Tap
+
+# How entries of timm's feature_info begin that come before the first stage.
+_STEMS = ("stem", "conv_stem", "conv1", "conv0", "bn1", "act1", "patch_embed", "first_conv", "features.norm0")
+
+
+def equip(model: Any, name: str, *, classes: int) -> nn.Module:
+    """Set `kd_taps` and `kd_classifier` on a model where it does not do so itself; check those that it sets.
+
+    Raises:
+        UserError: it is no `nn.Module`, or names submodules that it lacks, or has no layer with `classes` outputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model '{name}' must return a torch.nn.Module, not {type(model).__name__}")
+    classifier = getattr(model, "kd_classifier", None) or classifier_path(model, classes)
+    if classifier is None:
+        raise UserError(
+            f"model '{name}' has no linear layer with {classes} outputs: build it for {classes} classes, or set "
+            f"`kd_classifier` to the path of its classifier"
+        )
+    declared = getattr(model, "kd_taps", None)
+    taps = dict(_blocks(model, classifier)) if declared is None else _declared(declared, name)
+    pooled = taps.pop("pooled", Tap(classifier, "input"))
+    taps["pooled"] = pooled  # last, as it comes last in the forward pass
+    modules = dict(model.named_modules())
+    for what, path in {**{f"tap '{tap}'": value.path for tap, value in taps.items()}, "classifier": classifier}.items():
+        if path not in modules:
+            raise UserError(f"model '{name}': its {what} is '{path}', which is not one of its submodules")
+    model.__dict__.update(kd_taps=taps, kd_classifier=classifier)  # plain attributes, not modules
+    return model
+
+
+def classifier_path(model: nn.Module, classes: int) -> str | None:
+    """The path of the final classifier, or None."""
+    paths = {module: path for path, module in model.named_modules()}
+    stated: Any = model.get_classifier() if callable(getattr(model, "get_classifier", None)) else None
+    stated = stated[0] if isinstance(stated, tuple) else stated  # distilled DeiT: class head, then distillation head
+    if isinstance(stated, nn.Linear | nn.Conv2d) and stated in paths:
+        return paths[stated]
+    linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    convs = [path for path, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
+    return next((found[-1] for found in (linear, convs) if found), None)
+
+
+def _declared(taps: Any, name: str) -> dict[str, Tap]:
+    if not isinstance(taps, Mapping):
+        raise UserError(f"model '{name}': kd_taps must map tap names to paths of submodules, not {type(taps).__name__}")
+    found = {}
+    for tap, value in taps.items():
+        if isinstance(value, str):
+            value = Tap(value)
+        if not isinstance(value, Tap):
+            raise UserError(f"model '{name}': kd_taps['{tap}'] must be the path of a submodule, or a kdbench.taps.Tap")
+        found[str(tap)] = value
+    return found
+
+
+def _blocks(model: nn.Module, classifier: str) -> Iterator[tuple[str, Tap]]:
+    # timm's hierarchical transformers say so where their maps are (B, H, W, D).
+    channels_last = str(getattr(model, "output_fmt", "")).upper().endswith("NHWC")
+    paths = _stated_stages(model) or _composite_children(model, classifier)
+    for number, path in enumerate(paths, 1):
+        yield f"block{number}", Tap(path, channels_last=channels_last)
+
+
+def _stated_stages(model: nn.Module) -> list[str]:
+    info = getattr(model, "feature_info", None)
+    info = getattr(info, "info", info)  # a list, or timm's FeatureInfo around it
+    if not isinstance(info, list | tuple) or not all(isinstance(i, dict) and "module" in i for i in info):
+        return []
+    modules = dict(model.named_modules())
+    paths = list(dict.fromkeys(str(entry["module"]) for entry in info))
+    if not all(path in modules for path in paths):
+        return []
+    stages = [path for path in paths if not path.startswith(_STEMS) and any(True for _ in modules[path].children())]
+    # Some families (VGG, DenseNet) name the layers at which the resolution changes, not stages.
+    return stages if len(stages) > 1 else [path for path in paths if not path.startswith(_STEMS)]
+
+
+def _composite_children(model: nn.Module, classifier: str, prefix: str = "") -> list[str]:
+    stages: list[tuple[str, nn.Module]] = []
+    for child, module in model.named_children():
+        path = prefix + child
+        if classifier == path or classifier.startswith(path + "."):
+            if not stages and not isinstance(module, nn.Linear):
+                return _composite_children(module, classifier, path + ".")  # the whole network is in this child
+            break
+        if any(True for _ in module.parameters()) and any(True for _ in module.children()):
+            stages.append((path, module))
+    while len(stages) == 1 and isinstance(stages[0][1], nn.Sequential | nn.ModuleList):
+        path, module = stages[0]
+        inner = [(f"{path}.{name}", m) for name, m in module.named_children() if any(True for _ in m.children())]
+        if not inner:
+            break
+        stages = inner
+    return [path for path, _ in _called_ones(stages)]
+
+
+def _called_ones(stages: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """An `nn.ModuleList` is never called itself: its members are."""
+    for path, module in stages:
+        if isinstance(module, nn.ModuleList):
+            yield from _called_ones([(f"{path}.{name}", child) for name, child in module.named_children()])
+        else:
+            yield path, module
