@@ -80,6 +80,7 @@ class Profile:
     classes: int
     taps: dict[str, tuple[int, ...]]
     examples: int  # training examples N: the length of a memory indexed by `Batch.index_B`
+    input_shape: tuple[int, ...] = ()  # (channels, H, W)
 
     @property
     def blocks(self) -> list[tuple[int, ...]]:

@@ -79,6 +79,6 @@ def _visible() -> Iterator[None]:
 def _copy(model: nn.Module, device: str) -> nn.Module:
     """A deep copy whose parameters and buffers are zeros on `device`; what was shared is shared again."""
     empty: dict[int, Any] = {id(b): torch.zeros_like(b, device=device) for b in model.buffers()}
-    for p in model.parameters():
-        empty[id(p)] = nn.Parameter(torch.zeros_like(p, device=device), requires_grad=p.requires_grad)
+    for p in model.parameters():  # without gradient: torch's counter trips over bare parameters given to a submodule
+        empty[id(p)] = nn.Parameter(torch.zeros_like(p, device=device), requires_grad=False)
     return copy.deepcopy(model, empty)

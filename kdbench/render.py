@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from kdbench.cells import BLANK, amount, count, grid, number, options, percent, plain, prose, seeds, signed
+from kdbench.standing import BETTER, FLOOR, REFERENCE, Across, Board, Row, Table, TeacherRow
+from kdbench.statistics import FEWEST_SETTINGS
 
-from tabulate import tabulate
-
-from kdbench.standing import BETTER, FLOOR, NOT_SEPARABLE, REFERENCE, WORSE, Across, Board, Row, Table, TeacherRow
-from kdbench.statistics import FEWEST_SETTINGS, Interval
-
-BLANK = ""
 _OPEN = "<!-- kdbench board, generated: edit nothing here. "
 _CLOSE = " -->"
 
@@ -166,13 +162,15 @@ def _details(table: Table) -> str:
 
 
 def _every_seed(table: Table) -> str:
-    shown = sorted({s for row in table.rows for s in row.seeds} | {s for r in table.rows for t in r.troubles for s in t[0]})
-    lines = []
+    shown: set[int] = set()
+    for row in table.rows:
+        shown |= set(row.seeds).union(*(hit for hit, _ in row.troubles))
+    columns, lines = sorted(shown), []
     for row in table.rows:
         trouble = {seed: text.partition(":")[0] for hit, text in row.troubles for seed in hit}
-        cells = [f"{row.seeds[seed]:.2f}" if seed in row.seeds else trouble.get(seed, BLANK) for seed in shown]
+        cells = [f"{row.seeds[seed]:.2f}" if seed in row.seeds else trouble.get(seed, BLANK) for seed in columns]
         lines.append([f"`{row.label}`", *cells])
-    body = grid(["test top-1 (%)", *(f"seed {seed}" for seed in shown)], lines, "l" + "r" * len(shown))
+    body = grid(["test top-1 (%)", *(f"seed {seed}" for seed in columns)], lines, "l" + "r" * len(columns))
     return f"<details><summary>Every seed of {table.pair}</summary>\n\n{body}\n\n</details>"
 
 
@@ -182,18 +180,18 @@ def _across(across: Across) -> list[str]:
     for row in across.rows:
         middle = [f"{row.iqm[0]:+.2f}", f"[{row.iqm[1]:+.2f}, {row.iqm[2]:+.2f}]"] if row.iqm else [BLANK, BLANK]
         p = BLANK if row.label == REFERENCE else "too few settings" if few else number(row.p_holm)
-        lines.append([_label(row.label), f"{row.mean_rank:.2f}", *middle, p])
+        lines.append([f"`{row.label}`", f"{row.mean_rank:.2f}", *middle, p])
     legend = (
         f"<sub>Over {count(len(across.settings), 'setting')} ({', '.join(across.settings)}). **mean rank**: 1 is best, "
         "among the methods listed. **IQM gain**: interquartile mean of the gains over none, with a 95% bootstrap "
         "interval that resamples seeds within each setting. **p against kd**: Wilcoxon signed-rank over settings, "
         f"Holm-corrected; not printed below {FEWEST_SETTINGS} settings.</sub>"
     )
-    parts = ["## Across settings", grid(["method", "mean rank", "IQM gain", "interval", "p against kd"], lines, "lrrrr")]
+    columns = ["method", "mean rank", "IQM gain", "interval", "p against kd"]
     if across.left_out:
         names = ", ".join(f"`{label}`" for label in across.left_out)
         legend += f"\n\nNot ranked in every setting, and so not listed: {names}."
-    return [*parts, legend]
+    return ["## Across settings", grid(columns, lines, "lrrrr"), legend]
 
 
 def _notes(board: Board) -> str:
@@ -201,8 +199,8 @@ def _notes(board: Board) -> str:
     labels = {label for _, label in heading.cells}
     splits = f"{', '.join(board.splits) or 'unknown'}"
     lines = [
-        f"Data: {options(data)}; fingerprint {', '.join(board.fingerprints) or 'unknown'}; split {splits}. Validation "
-        "examples are cut from the training set; the test split is read once, after the last epoch, and chooses nothing.",
+        f"Data: {options(data)}; fingerprint {', '.join(board.fingerprints) or 'unknown'}; split {splits}. "
+        "Validation examples are cut from the training set; the test split is read once, after the last epoch.",
         "Per seed, all methods share the student's initial weights, the order of the data and every augmentation. "
         "Intervals cover these seeds only: not another teacher, and not another test set.",
     ]
@@ -241,8 +239,13 @@ def _teacher_note(pair: str, teacher: TeacherRow) -> str:
 def index(boards: Sequence[Summary]) -> str:
     """The page `leaderboard/README.md`: one line for each board."""
     lines = [
-        [f"[{b.suite}]({b.suite}.md)", prose(b.data), str(b.pairs), str(b.methods), str(b.seeds)]
-        + [f"{b.finished} of {b.expected}", "<br>".join(prose(text) for text in b.best)]
+        [
+            f"[{b.suite}]({b.suite}.md)",
+            prose(b.data),
+            *(str(n) for n in (b.pairs, b.methods, b.seeds)),
+            f"{b.finished} of {b.expected}",
+            "<br>".join(prose(text) for text in b.best),
+        ]
         for b in sorted(boards, key=lambda b: b.suite)
     ]
     table = grid(["board", "data", "pairs", "methods", "seeds", "results", "first in each pair"], lines, "llrrrrl")
@@ -253,85 +256,9 @@ def index(boards: Sequence[Summary]) -> str:
     return f"# Leaderboards\n\n{about}\n\n{table}\n"
 
 
-def grid(columns: Sequence[str], lines: Sequence[Sequence[str]], align: str) -> str:
-    """A pipe table, its raw text aligned too; `align` has a letter (l, r) for each column."""
-    sides = [{"l": "left", "r": "right"}[letter] for letter in align[: len(columns)]]
-    return tabulate(lines, headers=columns, tablefmt="pipe", colalign=sides, disable_numparse=True)
-
-
-def plain(value: Interval | None) -> str:
-    return f"{value.mean:.2f} ± {_half(value)}" if value else BLANK
-
-
-def signed(value: Interval | None) -> str:
-    return f"{value.mean:+.2f} ± {_half(value)}" if value else BLANK
-
-
-def _half(value: Interval) -> str:
-    return "–" if value.half is None else f"{value.half:.2f}"
-
-
-def percent(share: float | None, digits: int = 0) -> str:
-    return BLANK if share is None else f"{100 * share:.{digits}f}%"
-
-
-def number(value: float | None) -> str:
-    return BLANK if value is None else f"{value:.3f}"
-
-
-def amount(value: int | None) -> str:
-    """1234567 -> 1.23M."""
-    if value is None:
-        return BLANK
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:.0f}{unit}"
-    return str(value)
-
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
-def seeds(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 4 -> "0-2, 4"."""
-    runs: list[list[int]] = []
-    for seed in sorted(numbers):
-        if runs and seed == runs[-1][-1] + 1:
-            runs[-1].append(seed)
-        else:
-            runs.append([seed])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def options(values: Mapping[str, Any]) -> str:
-    """Nested settings on one line; those that are not set are left out."""
-    shown = {name: value for name, value in values.items() if value not in (None, {}, [], ())}
-    return prose(", ".join(f"{name}={_value(value)}" for name, value in shown.items()))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}={_value(v)}" for k, v in value.items() if v not in (None, {}, [], ())) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def prose(text: str) -> str:
-    """Foreign text on one line, with what markdown would take for markup escaped."""
-    one_line = " ".join(str(text).split())
-    return "".join(f"\\{letter}" if letter in "\\`*<>|[]" else letter for letter in one_line)
-
-
-def _label(label: str) -> str:
-    return f"`{label}`"
-
-
 def _name(row: Row) -> str:
-    mark = {BETTER: "**", WORSE: "", NOT_SEPARABLE: ""}.get(row.claim, "")
-    note = {FLOOR: " (floor)", REFERENCE: " (reference)"}.get(row.label, "")
-    return f"{mark}{_label(row.label)}{mark}{note}"
+    name = f"**`{row.label}`**" if row.claim == BETTER else f"`{row.label}`"
+    return name + {FLOOR: " (floor)", REFERENCE: " (reference)"}.get(row.label, "")
 
 
 def _reported(row: Row | TeacherRow) -> str:

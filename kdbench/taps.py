@@ -100,7 +100,7 @@ class Tapped:
             self._heard = None
         if not isinstance(logits_BC, Tensor):
             raise Refusal(f"the {self.role} answers {type(logits_BC).__name__} instead of one tensor of logits")
-        return Out(self.role, logits_BC, {name: self._feature(name, heard) for name in self.taps})
+        return Out(self.role, logits_BC, {name: self._feature(name, heard, len(logits_BC)) for name in self.taps})
 
     def close(self) -> None:
         """Remove the hooks; a further call then fails where taps were asked for."""
@@ -130,13 +130,15 @@ class Tapped:
 
         return hook
 
-    def _feature(self, name: str, heard: dict[str, Any]) -> Tensor:
-        value, tap = heard.get(name), self.taps[name]
-        if isinstance(value, tuple | list) and value:
-            value = value[0]  # blocks that also answer attention maps or a state: the feature comes first
-        if not isinstance(value, Tensor):
-            what = "is not reached by the forward pass" if name not in heard else "answers no tensor"
-            raise Refusal(f"the {self.role}'s tap '{name}' ({tap.path}) {what}")
+    def _feature(self, name: str, heard: dict[str, Any], batch: int) -> Tensor:
+        tap = self.taps[name]
+        if name not in heard:
+            raise Refusal(f"the {self.role}'s tap '{name}' ({tap.path}) is not reached by the forward pass")
+        # Blocks may answer several tensors (attention maps, a state): the feature is the first with one row an image.
+        answers = heard[name] if isinstance(heard[name], tuple | list) else (heard[name],)
+        value = next((v for v in answers if isinstance(v, Tensor) and v.dim() > 1 and len(v) == batch), None)
+        if value is None:
+            raise Refusal(f"the {self.role}'s tap '{name}' ({tap.path}) answers no tensor with one row for each image")
         if name == "pooled":
             return self._pooled(value, tap)
         return value.permute(0, 3, 1, 2) if tap.channels_last and value.dim() == 4 else value
@@ -178,4 +180,5 @@ def profile(
         tapped.close()
         for module, mode in modes.items():
             module.training = mode
-    return Profile(role, model, classes, {name: tuple(v.shape[1:]) for name, v in out.taps.items()}, examples)
+    shapes = {name: tuple(value.shape[1:]) for name, value in out.taps.items()}
+    return Profile(role, model, classes, shapes, examples, tuple(input_shape))

@@ -2,8 +2,8 @@
 
 A model that sets `kd_taps` and `kd_classifier` is taken at its word. Otherwise:
 
-- classifier: what timm's `get_classifier()` names, if that is a layer; else the last linear layer with as many outputs
-  as there are classes; else the last such convolution;
+- classifier: the last linear layer (or else convolution) with as many outputs as there are classes, inside what timm's
+  `get_classifier()` names or else in the whole model;
 - blocks: timm's `feature_info`, less the stem; else the composite children of the model (not single layers) that come
   before the one with the classifier. A lone `nn.Sequential` or `nn.ModuleList` among them stands for its children.
 """
@@ -18,8 +18,11 @@ from torch import nn
 from kdbench.errors import UserError
 from kdbench.taps import Tap
 
-# How entries of timm's feature_info begin that come before the first stage.
-_STEMS = ("stem", "conv_stem", "conv1", "conv0", "bn1", "act1", "patch_embed", "first_conv", "features.norm0")
+# How the names of what comes before the first stage begin, in timm's families.
+_STEMS = (
+    *("stem", "conv_stem", "cell_stem", "conv0", "conv_0", "conv1", "bn1", "act1", "layer0", "first_conv"),
+    *("patch_embed", "pos_embed", "features.norm0", "features.conv1_1"),
+)
 
 
 def equip(model: Any, name: str, *, classes: int) -> nn.Module:
@@ -53,11 +56,13 @@ def classifier_path(model: nn.Module, classes: int) -> str | None:
     paths = {module: path for path, module in model.named_modules()}
     stated: Any = model.get_classifier() if callable(getattr(model, "get_classifier", None)) else None
     stated = stated[0] if isinstance(stated, tuple) else stated  # distilled DeiT: class head, then distillation head
-    if isinstance(stated, nn.Linear | nn.Conv2d) and stated in paths:
-        return paths[stated]
-    linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-    convs = [path for path, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
-    return next((found[-1] for found in (linear, convs) if found), None)
+    for root in (stated, model):
+        modules = [m for m in root.modules() if m in paths] if isinstance(root, nn.Module) else []
+        linear = [m for m in modules if isinstance(m, nn.Linear) and m.out_features == classes]
+        convs = [m for m in modules if isinstance(m, nn.Conv2d) and m.out_channels == classes]
+        if found := linear or convs:
+            return paths[found[-1]]
+    return None
 
 
 def _declared(taps: Any, name: str) -> dict[str, Tap]:
@@ -88,7 +93,7 @@ def _stated_stages(model: nn.Module) -> list[str]:
         return []
     modules = dict(model.named_modules())
     paths = list(dict.fromkeys(str(entry["module"]) for entry in info))
-    if not all(path in modules for path in paths):
+    if not all(paths) or not all(path in modules for path in paths):
         return []
     stages = [path for path in paths if not path.startswith(_STEMS) and any(True for _ in modules[path].children())]
     # Some families (VGG, DenseNet) name the layers at which the resolution changes, not stages.
@@ -103,6 +108,8 @@ def _composite_children(model: nn.Module, classifier: str, prefix: str = "") -> 
             if not stages and not isinstance(module, nn.Linear):
                 return _composite_children(module, classifier, path + ".")  # the whole network is in this child
             break
+        if child.startswith(_STEMS):
+            continue
         if any(True for _ in module.parameters()) and any(True for _ in module.children()):
             stages.append((path, module))
     while len(stages) == 1 and isinstance(stages[0][1], nn.Sequential | nn.ModuleList):

@@ -8,9 +8,11 @@ stem included: at 32x32 a ResNet's last stage is a 1x1 map.
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import timm
@@ -43,27 +45,37 @@ def build(
         if option in NOT_OPTIONS:
             raise UserError(f"timm model '{name}': option '{option}' {NOT_OPTIONS[option]}; remove it from the options")
     arguments = {"num_classes": classes, "in_chans": channels, **options}
+    sized = {"img_size": size, **arguments}
     try:
-        model = _created(name, {"img_size": size, **arguments}, pretrained)
+        try:
+            model = _created(name, sized, pretrained)
+        except _Unexpected as error:
+            if error.option != "img_size" or "img_size" in options:
+                raise
+            model = _created(name, arguments, pretrained)  # a model for any image size
     except _Unexpected as error:
-        if error.option != "img_size" or "img_size" in options:
-            raise error.sentence(options) from error
-        try:  # a model of any image size
-            model = _created(name, arguments, pretrained)
-        except _Unexpected as second:
-            raise second.sentence(options) from second
+        if error.option not in options:
+            raise _cannot(name, arguments, error) from error
+        raise UserError(
+            f"timm model '{name}' takes no option '{error.option}'{did_you_mean(error.option, _parameters(name))}; "
+            f"remove it, or correct its spelling"
+        ) from error
     return equip(model, name, classes=classes)
 
 
-class _Unexpected(Exception):
+class _Unexpected(TypeError):
     """A keyword argument that the model does not take."""
 
-    def __init__(self, name: str, option: str) -> None:
-        super().__init__(name, option)
-        self.name, self.option = name, option
+    def __init__(self, option: str, said: str) -> None:
+        super().__init__(said)
+        self.option = option
 
-    def sentence(self, options: Mapping[str, Any]) -> UserError:
-        return UserError(f"timm model '{self.name}' takes no option '{self.option}'; remove it, or correct its spelling")
+
+def _parameters(name: str) -> set[str]:
+    """Keyword arguments of the classes in the model's file: candidates for what the user meant."""
+    module = inspect.getmodule(timm.model_entrypoint(name.partition(".")[0]))
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
+    return {parameter for c in classes for parameter in inspect.signature(c).parameters}
 
 
 def _created(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -72,8 +84,8 @@ def _created(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Modul
             warnings.simplefilter("ignore")  # of timm's own imports
             return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
-        if found := re.search(r"(?:unexpected keyword|multiple values for keyword) argument '(\w+)'", str(error)):
-            raise _Unexpected(name, found.group(1)) from error
+        if found := re.search(r"(?:unexpected|multiple values for) keyword argument\S* \[?'(\w+)'", str(error)):
+            raise _Unexpected(found.group(1), str(error)) from error
         raise _cannot(name, arguments, error) from error
     except Exception as error:
         if "Invalid pretrained tag" in str(error):
@@ -82,7 +94,7 @@ def _created(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Modul
             raise UserError(f"timm has no pretrained weights '{name}'{hint}") from error
         if pretrained and not isinstance(error, ValueError | AssertionError | KeyError | AttributeError):
             raise UserError(
-                f"timm model '{name}': its pretrained weights cannot be had ({reason(error)}); run once with access to "
+                f"timm model '{name}': its pretrained weights cannot be had ({shorten(reason(error), 100)}); run once with access to "
                 f"the network so that they are kept, give `weights: FILE`, or leave out `pretrained`"
             ) from error
         raise _cannot(name, arguments, error) from error

@@ -1,0 +1,25 @@
+"""The floor: the student without a teacher. A control; every gain is measured against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdbench.batch import Batch, Out
+from kdbench.losses import cross_entropy
+from kdbench.method import Method, Plan, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NoTeacher(Method):
+    """Cross-entropy with the labels, and nothing else."""
+
+    def plan(self, roles: tuple[str, ...]) -> Plan:
+        return Plan((Stage({"student": ()}),))
+
+    def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
+        return {"ce": cross_entropy(learner.logits_BC, batch.targets_BC)}
