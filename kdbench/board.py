@@ -206,9 +206,7 @@ def _claimed(ranked: Sequence[Row], seeds: int) -> list[Row]:
     claims = {}
     for row, p in zip(tested, holm([row.over_kd.p for row in tested if row.over_kd]), strict=True):
         better = row.over_kd is not None and row.over_kd.mean > 0
-        claims[row.label] = replace(
-            row, p_holm=p, claim=NOT_SEPARABLE if p >= ALPHA else BETTER if better else WORSE
-        )
+        claims[row.label] = replace(row, p_holm=p, claim=NOT_SEPARABLE if p >= ALPHA else BETTER if better else WORSE)
     return [claims.get(row.label, row) for row in ranked]
 
 

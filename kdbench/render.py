@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
 from kdbench.cells import BLANK, amount, count, grid, number, options, percent, plain, prose, seeds, signed
 from kdbench.standing import BETTER, FLOOR, REFERENCE, Across, Board, Row, Table, TeacherRow
 from kdbench.statistics import FEWEST_SETTINGS
@@ -211,7 +212,7 @@ def _notes(board: Board) -> str:
     ]
     recipes = {json.dumps(table.recipe, sort_keys=True) for table in board.tables if table.recipe is not None}
     if len(recipes) > 1:
-        lines += [f"Recipe of {table.pair}: {options(table.recipe or {})}." for table in board.tables]
+        lines += [f"Recipe of {table.pair}: {options(table.recipe)}." for table in board.tables if table.recipe]
     else:
         lines.append(f"Recipe of every row: {options(heading.recipe)}.")
     lines += [_teacher_note(table.pair, table.teacher) for table in board.tables if table.teacher and not table.alarms]
@@ -222,12 +223,14 @@ def _notes(board: Board) -> str:
     ]
     lines.append("MACs are multiply-accumulates of convolutions, linear layers and attention products.")
     machines = "; ".join(f"{prose(device)} in {precision}" for device, precision in board.machines) or "unknown"
-    mixed = "**Mixed machines**; rows without a time have no none of their seed on the same one. "
-    lines.append(f"{mixed if len(board.machines) > 1 else ''}Trained and timed on {machines}.")
+    lines.append(f"Trained and timed on {machines}.")
+    if len(board.machines) > 1:
+        lines[-1] += " **Mixed**: a time is shown only where none of the same seed ran on the same one."
     versions = [f"{name} {' and '.join(found)}" for name, found in sorted(board.versions.items()) if found]
     lines.append(f"Versions: {prose(', '.join(versions)) or 'unknown'}.")
-    lines += [f"`{label}`: {prose(text)}." for label, text in heading.methods.items() if label in labels]
-    return "\n".join(f"- {line}" for line in lines)
+    knobs = [f"`{label}`: {prose(text)}" for label, text in heading.methods.items() if label in labels]
+    listed = ["\n".join(f"- {line}" for line in part) for part in (lines, knobs)]
+    return "\n\n".join([listed[0], "Methods, with every knob:", listed[1]])
 
 
 def _teacher_note(pair: str, teacher: TeacherRow) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -100,6 +101,7 @@ class Session:
     def run(self, console: Console, as_json: bool) -> int:
         """Do the jobs, publish the board, print the tables; the exit code."""
         pending = [job for job in self.jobs if not self.store.done(job.key)]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and `kill` stop as Ctrl-C does
         try:
             with display(self.console, pending) as shown:
                 self.bench.watch, self.bench.warn = shown.epoch, shown.warn

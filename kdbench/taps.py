@@ -87,7 +87,7 @@ class Tapped:
                 self._handles.append(module.register_forward_pre_hook(self._input_hook(name, module)))
             else:
                 self._handles.append(module.register_forward_hook(self._output_hook(name, module)))
-        self._run: Callable[[Any], tuple[Any, dict[str, Any]]] = torch.compile(self._listen) if compile else self._listen
+        self._run: Callable[[Any], Any] = torch.compile(self._listen) if compile else self._listen
 
     def __call__(self, x: Any) -> Out:
         """`x` as the model takes it, images (B, channels, H, W) -> `Out` with logits (B, classes) and `taps`.

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from training import assert_same, digits, network, recipe, snapshot, states, task, train
+
+from kdbench.augment import pixels
+from kdbench.batch import Batch, Probe
+from kdbench.engine import Diverged, Engine, Sum
+from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
 from kdbench.methods.chain import Chain
 from kdbench.methods.crd import CRD
 from kdbench.methods.dkd import DKD
@@ -18,13 +25,6 @@ from kdbench.methods.mixup import Mixup
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.simkd import SimKD
-from torch import nn
-from training import assert_same, digits, network, recipe, snapshot, states, task, train
-
-from kdbench.augment import pixels
-from kdbench.batch import Batch, Probe
-from kdbench.engine import Diverged, Engine, Sum
-from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
 from kdbench.streams import derive, order
 
 

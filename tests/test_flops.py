@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def build(name: str, options: dict | None = None, **changes) -> nn.Module:
 
 def resnet_macs(depth: int, classes: int = 10, channels: int = 3, size: int = 32) -> int:
     n, widths, total, side = (depth - 2) // 6, (16, 16, 32, 64), channels * 16 * 9 * size**2, size
-    for stage, (cin, cout) in enumerate(zip(widths, widths[1:], strict=False)):
+    for stage, (cin, cout) in enumerate(pairwise(widths)):
         side = (side + 1) // 2 if stage else side
         total += (cin * cout * 9 + (2 * n - 1) * cout * cout * 9) * side**2
         total += cin * cout * side**2 if cin != cout else 0
@@ -151,8 +152,17 @@ def test_a_forward_that_looks_at_values() -> None:
     assert flops.count(copy.deepcopy(model).to("meta"), (1, 2, 2)) == (10, 8)
 
 
+def test_fused_attention_is_seen_on_the_cpu_too() -> None:
+    class Looking(nn.Module):
+        def forward(self, x):
+            assert x.sum().item() == 0  # hence not on the meta device
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert flops.count(Looking(), (2, 7, 4)) == (0, 2 * 2 * 7 * 7 * 4)
+
+
 def test_a_model_that_does_not_take_the_image() -> None:
-    with pytest.raises(UserError, match=r"VisionTransformer cannot run on a 3x8x8 image \(check its img_size and patch"):
+    with pytest.raises(UserError, match=r"VisionTransformer cannot run on a 3x8x8 image \(check its img_size and"):
         flops.count(build("vit_tiny_patch16_224", {"depth": 1}, size=8), (3, 8, 8))
 
 

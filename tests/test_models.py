@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from kdbench import flops, models
 from kdbench.errors import UserError
-from kdbench.models.equip import equip
 from kdbench.models.names import known, own_names, timm_names
-from kdbench.taps import Tap, Tapped, profile
+from kdbench.taps import Tap, profile
 
 CIFAR = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
@@ -63,7 +62,7 @@ def resnet_parameters(depth: int, widths: tuple[int, ...], channels: int, classe
         return cin * cout * k * k + 2 * cout  # and its BatchNorm
 
     n, total = (depth - 2) // 6, conv(channels, widths[0], 3)
-    for cin, cout in zip(widths, widths[1:], strict=False):
+    for cin, cout in pairwise(widths):
         total += conv(cin, cout, 3) + (2 * n - 1) * conv(cout, cout, 3)
         total += conv(cin, cout, 1) if cin != cout else 0
     return total + widths[-1] * classes + classes
@@ -161,7 +160,7 @@ def test_mlp_is_matrix_products() -> None:
     expected = ((x.view(3, 16) @ w[0].T + w[1]).relu() @ w[2].T + w[3]).relu() @ w[4].T + w[5]
     torch.testing.assert_close(model(x), expected)
     assert shapes(model, 1, 4) == {"block1": (7,), "block2": (5,), "pooled": (5,)}
-    assert shapes(build("mlp", {"hidden": []}, channels=1, size=4), 1, 4) == {"pooled": (16,)}
+    assert list(build("mlp", {"hidden": []}, channels=1, size=4).kd_taps) == ["pooled"]
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
@@ -174,7 +173,7 @@ def test_small_models_learn_digits(name: str) -> None:
     torch.manual_seed(0)
     model = build(name, channels=1, size=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(8):
+    for _ in range(5):
         for index in torch.randperm(1400).split(64):
             optimizer.zero_grad()
             F.cross_entropy(model(images[index]), labels[index]).backward()
@@ -182,85 +181,6 @@ def test_small_models_learn_digits(name: str) -> None:
     with torch.no_grad():
         right = model.eval()(images[1400:]).argmax(1) == labels[1400:]
     assert right.float().mean().item() > 0.85
-
-
-# timm ----------------------------------------------------------------------------------------------------------------
-TINY_VIT = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
-FAMILIES = [
-    ("resnet10t", {}, 32, "fc", {"block1": (64, 8, 8), "block4": (512, 1, 1), "pooled": (512,)}, 4),
-    ("vit_tiny_patch16_224", TINY_VIT, 32, "head", {"block1": (17, 48), "block3": (17, 48), "pooled": (48,)}, 3),
-    ("deit_tiny_patch16_224", TINY_VIT, 64, "head", {"block1": (65, 48), "block3": (65, 48), "pooled": (48,)}, 3),
-    ("deit_tiny_distilled_patch16_224", TINY_VIT, 32, "head", {"block3": (18, 48), "pooled": (48,)}, 3),
-    ("convnext_atto", {}, 32, "head.fc", {"block1": (40, 8, 8), "block4": (320, 1, 1), "pooled": (320,)}, 4),
-    ("efficientnet_b0", {}, 32, "classifier", {"block1": (16, 16, 16), "block5": (320, 1, 1), "pooled": (1280,)}, 5),
-    ("tiny_vit_5m_224", {}, 64, "head.fc", {"block1": (64, 16, 16), "block4": (320, 2, 2), "pooled": (320,)}, 4),
-    (
-        "mobilenetv4_conv_small_035",
-        {},
-        32,
-        "classifier",
-        {"block1": (16, 8, 8), "block4": (336, 1, 1), "pooled": (1280,)},
-        4,
-    ),
-    (
-        "mixer_s32_224",
-        {"patch_size": 8, "embed_dim": 32, "num_blocks": 2},
-        32,
-        "head",
-        {"block2": (16, 32), "pooled": (32,)},
-        2,
-    ),
-    ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 1, 1]}, 32, "head.fc", {"block2": (192, 4, 4)}, 4),
-    ("resnetv2_18", {}, 32, "head.fc", {"block4": (512, 1, 1), "pooled": (512,)}, 4),
-    ("hrnet_w18_small", {}, 64, "classifier", {"pooled": (2048,)}, None),
-]
-
-
-@pytest.mark.parametrize(("name", "options", "size", "classifier", "some", "blocks"), FAMILIES, ids=lambda v: str(v)[:24])
-def test_timm_families(name, options, size, classifier, some, blocks) -> None:
-    with torch.device("meta"):  # shapes only: quick, and as the runner tries models before a run
-        model = build(name, options, size=size)
-    found = shapes(model, 3, size)
-    assert model.kd_classifier == classifier
-    assert {tap: found[tap] for tap in some} == some
-    assert blocks is None or list(found) == [*(f"block{i + 1}" for i in range(blocks)), "pooled"]
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("resnet10t", {}),
-        ("vit_tiny_patch16_224", TINY_VIT),
-        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}),
-        ("test_efficientnet", {}),
-        ("mobilenetv4_conv_small_035", {}),
-        ("mixer_s32_224", {"patch_size": 8, "embed_dim": 32, "num_blocks": 2}),
-        ("tiny_vit_5m_224", {"embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 1, 1), "depths": (1, 1, 1, 1)}),
-    ],
-)
-def test_timm_pooled_is_what_the_classifier_sees(name: str, options: dict) -> None:
-    torch.manual_seed(0)
-    model = build(name, options).eval()
-    x = torch.randn(2, 3, 32, 32)
-    plain = copy.deepcopy(model)(x)
-    out = Tapped(model, "student", ("block*", "pooled"))(x)
-    assert torch.equal(out.logits_BC, plain)
-    torch.testing.assert_close(model.get_submodule(model.kd_classifier)(out.pooled), plain)
-    assert all(block.requires_grad for block in out.blocks)
-
-
-def test_timm_channels_last_maps_are_handed_out_channels_first() -> None:
-    with torch.device("meta"):
-        model = build("swin_tiny_patch4_window7_224", {"depths": [1, 1, 1, 1]}, size=64)
-    assert shapes(model, 3, 64)["block1"] == (96, 16, 16)
-    assert model.kd_taps["block1"] == Tap("layers.0", channels_last=True)
-
-
-def test_timm_takes_the_image_size_unless_given() -> None:
-    with torch.device("meta"):
-        assert build("vit_tiny_patch16_224", size=64).patch_embed.img_size == (64, 64)
-        assert build("vit_tiny_patch16_224", {"img_size": 48}, size=64).patch_embed.img_size == (48, 48)
-        assert build("resnet10t", channels=1, size=28).conv1[0].in_channels == 1
 
 
 # what users write wrongly --------------------------------------------------------------------------------------------
@@ -279,6 +199,7 @@ def test_timm_takes_the_image_size_unless_given() -> None:
         ("resnet18", {"blok_args": 3}, ["'resnet18'", "'blok_args'", "did you mean 'block_args'"]),
         ("vovnet39a", {"patch_size": 3}, ["'vovnet39a'", "'patch_size'"]),
         ("vit_tiny_patch16_224", {"embed_dim": 50}, ["embed_dim=50", "num_heads"]),
+        ("mixer_s32_224", {"patch_size": 8}, ["'mixer_s32_224' cannot be built", "multiple values", "'patch_size'"]),
         ("resnet18", {"num_classes": 3}, ["'num_classes' follows from the data set"]),
         ("resnet18", {"checkpoint_path": "x"}, ["`weights: FILE`"]),
         ("resnet18.a1_in2k", {}, ["did you mean 'resnet18.a1_in1k'"]),
@@ -294,18 +215,8 @@ def test_mistakes_are_sentences(name: str, options: dict, words: list[str]) -> N
 
 
 def test_pretrained_weights_of_own_models() -> None:
-    with pytest.raises(UserError, match="'resnet20'.*timm's models only"):
+    with pytest.raises(UserError, match=r"'resnet20'.*timm's models only"):
         build("resnet20", pretrained=True)
-
-
-def test_pretrained_weights_without_network(monkeypatch, tmp_path) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="'resnet10t'.*cannot be had.*weights: FILE") as caught:
-        build("resnet10t", pretrained=True)
-    assert "\n" not in str(caught.value)
 
 
 # a user's file -------------------------------------------------------------------------------------------------------
@@ -386,38 +297,3 @@ def test_what_a_users_function_does_wrong(folder: Path, function: str, options: 
         build(f"./net.py:{function}", options, folder=folder)
     for word in ("net.py", *words):
         assert word in str(caught.value)
-
-
-# tap rules -----------------------------------------------------------------------------------------------------------
-class Lists(nn.Module):
-    """Blocks kept in a list, as transformers do, after a layer and before a head of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch_embed = nn.Sequential(nn.Linear(4, 4))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
-        self.norm = nn.LayerNorm(4)
-        self.head = nn.Linear(4, 5)
-        self.auxiliary = nn.Linear(4, 2)
-
-
-def test_the_members_of_a_list_are_blocks() -> None:
-    model = equip(Lists(), "lists", classes=5)
-    assert model.kd_classifier == "head"  # not the last linear layer: that one does not fit the classes
-    assert {name: tap.path for name, tap in model.kd_taps.items()} == {
-        "block1": "blocks.0",
-        "block2": "blocks.1",
-        "block3": "blocks.2",
-        "pooled": "head",
-    }
-
-
-def test_a_network_inside_another_is_looked_into() -> None:
-    outer = nn.Module()
-    outer.net = Lists()
-    assert [tap.path for tap in equip(outer, "outer", classes=5).kd_taps.values()][:2] == ["net.blocks.0", "net.blocks.1"]
-
-
-def test_single_layers_are_no_blocks() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    assert equip(model, "plain", classes=10).kd_taps == {"pooled": Tap("3", "input")}

@@ -193,7 +193,7 @@ def test_a_method_that_cannot_be_read_is_a_sentence() -> None:
 
     @dataclass(frozen=True)
     class Unknown(Plain):
-        wrong: Nowhere = knob(1)  # type: ignore[name-defined] # noqa: F821, RUF009
+        wrong: Nowhere = knob(1)  # type: ignore[name-defined] # noqa: F821
 
     @dataclass(frozen=True)
     class Taken(Plain):

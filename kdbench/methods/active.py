@@ -1,19 +1,23 @@
-"""Active selection by the student's confidence, over any method.
+"""Active selection: see more often what the student is least sure of.
 
-    w_i ~ (1 - max_c p_s(c | x_i))^gamma + floor
+    w_n = (1 - max_c softmax(z_s,n)_c)^gamma + floor        epoch = N draws with replacement, proportional to w
 
-Before every epoch the student looks at the whole training set, unaugmented; N examples are then drawn with replacement,
-uncertain ones more often. In the spirit of uncertainty sampling (Lewis & Gale, SIGIR 1994) and of the confidence
-criterion of Active Mixup (Wang et al., CVPR 2020), without its black-box protocol and its pool of mixed images.
+Least-confidence sampling of D. D. Lewis, W. A. Gale, "A Sequential Algorithm for Training Text Classifiers", SIGIR
+1994, as a curriculum for distillation: before every epoch, from the student's logits on the whole unaugmented training
+set (counted in the training time). gamma = 0 is uniform; `floor` keeps every example reachable. D. Wang, Y. Li, L.
+Wang, B. Gong, "Neural Networks Are More Data-Efficient Teachers", CVPR 2020 (Active Mixup) selects by the same
+confidence; its query protocol is not this method. Default inside: KD.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdbench.batch import Probe
 from kdbench.lazy import F
+from kdbench.losses import wide
 from kdbench.method import Method, Needs, Wrapper, knob
 from kdbench.methods.kd import KD
 
@@ -21,22 +25,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def uncertainty_weights(logits_NC: Tensor, gamma: float, floor: float) -> Tensor:
-    """(1 - confidence)^gamma + floor of each example, (N,)."""
-    confidence_N = F.softmax(logits_NC, dim=1).amax(dim=1)
-    return (1 - confidence_N).clamp(min=0).pow(gamma) + floor
+def uncertainty(logits_NC: Tensor, gamma: float, floor: float) -> Tensor:
+    """Sampling weights (N,): (1 - highest probability)^gamma + floor."""
+    return (1 - F.softmax(wide(logits_NC), dim=1).amax(1)).pow(gamma) + floor
 
 
 @dataclass(frozen=True)
 class Active(Wrapper):
-    """Spend the steps where the student is unsure."""
+    """Active selection: draw examples by the student's lack of confidence (after Lewis & Gale 1994)."""
 
     over: Method = KD()
-    gamma: float = knob(1.0, "how strongly confidence counts; 0 draws uniformly", low=0.0, high=4.0)
-    floor: float = knob(0.1, "weight of a fully confident example", low=0.001, high=1.0, log=True)
+    gamma: float = knob(1.0, "how strongly uncertainty counts; 0 is uniform", low=0.0, high=4.0)
+    floor: float = knob(0.1, "added to every weight", low=0.001, high=1.0, log=True)
 
     def needs(self) -> Needs:
-        return replace(self.over.needs(), probe=True)
+        return dataclasses.replace(self.over.needs(), probe=True)
 
-    def sample(self, probe: Probe) -> Tensor:
-        return uncertainty_weights(probe.logits_NC, self.gamma, self.floor)
+    def sample(self, probe: Probe) -> Tensor | None:
+        return uncertainty(probe.logits_NC, self.gamma, self.floor)

@@ -1,16 +1,22 @@
-"""Born-again networks (Furlanello, Lipton, Tschannen, Itti & Anandkumar, ICML 2018).
+"""Born-Again Neural Networks (BAN).
 
-    generation 0 <- labels alone;   generation g <- generation g - 1 with the wrapped method;   the last is the student
+T. Furlanello, Z. C. Lipton, M. Tschannen, L. Itti, A. Anandkumar. ICML 2018.
 
-All generations have the student's architecture and initial weights of their own; the pair's teacher is not used. So it
-separates the quality of a teacher from distillation as a regulariser. With 0 generations it is plain training.
+    generation0 <- labels,    generation1 <- generation0,    ...,    student <- the one before it
+
+All generations are the student's model with initial weights of their own; the pair's teacher is not used, so this is
+self-distillation, a control that separates a good teacher from KD as a regulariser. Each generation takes the recipe's
+epochs. With 0 generations the student learns from the labels alone. Default inside: KD with T = 1 and weights 1 / 1
+(the paper's "BAN + L"). Deviation: no ensemble of the generations.
+
+A learner without teachers never reaches the wrapped method: it has no heads, and its loss is the cross-entropy.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out, Profile
@@ -25,16 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BornAgain(Wrapper):
-    """A student learns from its own kind."""
+    """Born-again: a student teaches its successor of the same architecture (control; Furlanello et al. 2018)."""
 
     over: Method = KD(temperature=1.0, ce_weight=1.0, kd_weight=1.0)
-    generations: int = knob(1, "how often a generation teaches the next", low=0, high=10)
+    generations: int = knob(1, "networks trained before the student, each the teacher of the next", low=0, high=10)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
-        line = [*(f"generation{g}" for g in range(self.generations)), "student"]
-        first = Stage({line[0]: ()})
-        later = [Stage({learner: (teacher,)}) for teacher, learner in itertools.pairwise(line)]
-        return Plan((first, *later), copies=dict.fromkeys(line[:-1], "student"))
+        line = (*(f"generation{number}" for number in range(self.generations)), "student")
+        taught = tuple(Stage({learner: (teacher,)}) for teacher, learner in pairwise(line))
+        return Plan(stages=(Stage({line[0]: ()}), *taught), copies=dict.fromkeys(line[:-1], "student"))
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         return self.over.heads(learner, teachers) if teachers else nn.Module()

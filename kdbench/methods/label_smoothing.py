@@ -1,8 +1,10 @@
-"""Label smoothing (Szegedy et al., "Rethinking the Inception architecture", CVPR 2016). A control without a teacher.
+"""Rethinking the Inception Architecture for Computer Vision.
 
-    L = (1 - eps) CE(y, p) + eps CE(u, p),   u uniform over all C classes
+C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna. CVPR 2016, section 7.
 
-Tf-KD's variant spreads eps over the other C - 1 classes; this is the original.
+    y' = (1 - eps) y + eps / C        L = CE(y', softmax(z_s)) = (1 - eps) CE(y, .) + eps CE(uniform, .)
+
+A control: what a fixed, uniform "teacher" already gives. (Tf-KD's variant spreads eps over the C - 1 other classes.)
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ if TYPE_CHECKING:
 
 
 def smoothed(targets_BC: Tensor, epsilon: float) -> Tensor:
-    """(1 - eps) y + eps / C, (B, C)."""
+    """Probabilities mixed with the uniform distribution over all C classes: (B, C)."""
     return (1 - epsilon) * targets_BC + epsilon / targets_BC.shape[1]
 
 
 @dataclass(frozen=True)
 class LabelSmoothing(Method):
-    """Cross-entropy with smoothed labels."""
+    """Label smoothing: the student without a teacher, on softened labels (control; Szegedy et al. 2016)."""
 
-    epsilon: float = knob(0.1, "mass spread over all classes", low=0.0, high=0.9)
+    epsilon: float = knob(0.1, "share of the label spread evenly over all classes", low=0.0, high=0.5)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
-        return Plan((Stage({"student": ()}),))
+        return Plan(stages=(Stage({"student": ()}),))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         return {"ce": cross_entropy(learner.logits_BC, smoothed(batch.targets_BC, self.epsilon))}

@@ -1,47 +1,74 @@
-"""mixup (Zhang, Cisse, Dauphin & Lopez-Paz, ICLR 2018), over any method.
+"""mixup: Beyond Empirical Risk Minimization.
 
-    x = lambda x_i + (1 - lambda) x_j,   y = lambda y_i + (1 - lambda) y_j,   lambda ~ Beta(alpha, alpha)
+H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz. ICLR 2018.
 
-One lambda and one permutation for each batch, as in the released code. Teacher and student see the same mixed pixels
-(the consistent teaching of Beyer et al., CVPR 2022). Alone it is a control without a teacher. Methods that need hard
-labels refuse it.
+    x' = lambda x + (1 - lambda) x[perm]        y' = lambda y + (1 - lambda) y[perm]        lambda ~ Beta(alpha, alpha)
+
+One lambda and one permutation a batch, from `Batch.rng`; further views are mixed alike. The teacher sees the very same
+pixels (protocol, rule 7). alpha = 1 is the paper's CIFAR value (0.1 to 0.4 on ImageNet); 0 mixes nothing. Default
+inside: no teacher. Methods whose term contains the label itself are refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from kdbench.batch import Batch
 from kdbench.lazy import torch
-from kdbench.method import Method, Wrapper, knob
+from kdbench.method import Method, Needs, Refusal, Wrapper, knob
 from kdbench.methods.none import NoTeacher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def beta(alpha: float, rng: torch.Generator) -> Tensor:
-    """One draw from Beta(alpha, alpha), a scalar on the generator's device: X / (X + Y) of two gammas."""
-    concentration_2 = torch.full((2,), alpha, device=rng.device)
-    # Tiny gammas underflow to zero together at small alpha; the floor makes that lambda = 1/2 and not NaN.
-    x, y = torch._standard_gamma(concentration_2, generator=rng).clamp(min=1e-30)
-    return x / (x + y)
+def symmetric_beta(alpha: float, uniform_4: Tensor) -> Tensor:
+    """Beta(alpha, alpha) from four uniform numbers (4, ...): exact for every alpha > 0, without rejection; (...).
+
+    Y = (1 + sqrt(1 - u0^(2 / (2a - 1))) cos(2 pi u1)) / 2 is Beta(a, a) for a > 1/2 (G. Ulrich 1984; L. Devroye,
+    Non-Uniform Random Variate Generation, 1986, IX.4). With a = alpha + 1, and Gamma(alpha) = Gamma(alpha + 1)
+    u^(1 / alpha) in numerator and denominator, the odds Y / (1 - Y) (u2 / u3)^(1 / alpha) are those of Beta(alpha,
+    alpha). So no value has to travel to the host, unlike with rejection.
+    """
+    tiny = torch.finfo(uniform_4.dtype).tiny
+    u0, u1, u2, u3 = uniform_4.clamp_min(tiny)
+    y = (1 + (1 - u0 ** (2 / (2 * alpha + 1))).sqrt() * torch.cos(2 * math.pi * u1)) / 2
+    return torch.sigmoid(torch.logit(y, eps=tiny) + (u2.log() - u3.log()) / alpha)
+
+
+def mixed(values: Tensor, other: Tensor, fraction: Tensor) -> Tensor:
+    """fraction * values + (1 - fraction) * values[other], in the dtype of `values` (B, ...)."""
+    fraction = fraction.to(values.dtype)
+    return fraction * values + (1 - fraction) * values[other]
 
 
 @dataclass(frozen=True)
 class Mixup(Wrapper):
-    """Train on convex combinations of examples and of their labels."""
+    """Mixup: convex combinations of images and of their labels, for whatever it wraps (Zhang et al. 2018)."""
 
     over: Method = NoTeacher()
-    alpha: float = knob(0.2, "of the Beta distribution of the mixing weight", low=0.01, high=4.0, log=True)
+    alpha: float = knob(1.0, "of Beta(alpha, alpha); 0 mixes nothing", low=0.0, high=4.0)
+
+    def needs(self) -> Needs:
+        needs = self.over.needs()
+        if needs.hard_labels:
+            raise Refusal(f"mixup mixes labels, but {type(self.over).__name__} needs hard labels")
+        return needs
 
     def batch(self, batch: Batch) -> Batch:
-        share = beta(self.alpha, batch.rng)
-        other_B = torch.randperm(len(batch.index_B), generator=batch.rng, device=batch.index_B.device)
+        batch = self.over.batch(batch)
+        if self.alpha == 0:
+            return batch
+        uniform_4 = torch.rand(4, generator=batch.rng, device=batch.rng.device, dtype=torch.float64)
+        fraction = symmetric_beta(self.alpha, uniform_4)
+        other_B = torch.rand(len(batch.index_B), generator=batch.rng, device=batch.rng.device).argsort()
 
-        def mix(value: Tensor) -> Tensor:
-            return share * value + (1 - share) * value[other_B]
+        def mix(x: Any) -> Any:
+            return mixed(x, other_B, fraction)
 
-        views = tuple(mix(view) for view in batch.views)
-        return self.over.batch(replace(batch, x=mix(batch.x), targets_BC=mix(batch.targets_BC), views=views))
+        return dataclasses.replace(
+            batch, x=mix(batch.x), targets_BC=mix(batch.targets_BC), views=tuple(map(mix, batch.views))
+        )

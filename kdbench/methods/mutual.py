@@ -1,9 +1,12 @@
-"""Deep mutual learning (Zhang, Xiang, Hospedales & Lu, CVPR 2018).
+"""Deep Mutual Learning (DML).
 
-    each of two networks: L = CE + KL(p_peer || p_own), both trained from scratch in one stage, T = 1
+Y. Zhang, T. Xiang, T. M. Hospedales, H. Lu. CVPR 2018.
 
-The peer is the pair's role `peer`, else a second student with initial weights of its own; the pair's teacher is not
-used. What the peer says is a constant to the other network. The student is deployed alone.
+    L_1 = CE(y, p_1) + KL(p_2 || p_1)        L_2 = CE(y, p_2) + KL(p_1 || p_2)        both at once, T = 1
+
+The peer is the pair's role `peer`, or another student with initial weights of its own; the pair's teacher is not used.
+The student is the answer. Default inside: KD with T = 1 and weights 1 / 1, the paper's loss; any other method works as
+well. Deviation: both networks step on the same outputs (the paper updates one, forwards again, then the other).
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from kdbench.methods.kd import KD
 
 @dataclass(frozen=True)
 class Mutual(Wrapper):
-    """Two students teach each other."""
+    """Mutual learning: two students teach each other while they learn (Zhang et al. 2018)."""
 
     over: Method = KD(temperature=1.0, ce_weight=1.0, kd_weight=1.0)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
-        stage = Stage({"student": ("peer",), "peer": ("student",)})
-        return Plan((stage,), copies={} if "peer" in roles else {"peer": "student"})
+        copies = {} if "peer" in roles else {"peer": "student"}
+        return Plan(stages=(Stage({"student": ("peer",), "peer": ("student",)}),), copies=copies)

@@ -1,4 +1,9 @@
-"""The floor: the student without a teacher. A control; every gain is measured against it."""
+"""The floor of every table: the student alone, trained on the labels.
+
+    L = CE(y, softmax(z_s))
+
+A control (protocol, rule 5): gains are measured against it, paired by seed.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoTeacher(Method):
-    """Cross-entropy with the labels, and nothing else."""
+    """The student without a teacher (control)."""
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
-        return Plan((Stage({"student": ()}),))
+        return Plan(stages=(Stage({"student": ()}),))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         return {"ce": cross_entropy(learner.logits_BC, batch.targets_BC)}

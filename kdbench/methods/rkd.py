@@ -1,9 +1,13 @@
-"""Relational knowledge distillation (Park, Kim, Lu & Cho, CVPR 2019).
+"""Relational Knowledge Distillation.
 
-    L = CE + w (25 Huber(d_s, d_t) + 50 Huber(a_s, a_t))
+W. Park, D. Kim, Y. Lu, M. Cho. CVPR 2019.
 
-d are distances between pooled features, divided by their mean; a are cosines of the angles of triplets.
-Weights as in the paper and RepDistiller. Invariant to rotation, translation and scale of the features.
+    distance: d_ij = |e_i - e_j| / mean of them          angle: a_ijk = cos of the angle at e_i between e_j and e_k
+    L = CE + w (25 mean huber(d_s - d_t) + 50 mean huber(a_s - a_t))
+
+e is the pooled feature (B, D); the means run over all pairs and triples, those with equal members included, as in
+RepDistiller and mdistiller, whose weights these are; so for B = 2 every angle is the same and the term is 0. Deviation:
+distances come from differences, not from |a|^2 + |b|^2 - 2ab, which cancels. Memory grows as B^2 D + B^3.
 """
 
 from __future__ import annotations
@@ -14,57 +18,47 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F, torch
-from kdbench.losses import cross_entropy
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.losses import cross_entropy, full_precision, mean_of, wide
+from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-
-def distances(e_BD: Tensor) -> Tensor:
-    """Euclidean distances (B, B), zero on the diagonal, divided by the mean of the others."""
-    square_B = e_BD.square().sum(dim=1)
-    square_BB = (square_B[:, None] + square_B[None] - 2 * e_BD @ e_BD.t()).clamp(min=1e-12)
-    away_BB = ~torch.eye(len(e_BD), dtype=torch.bool, device=e_BD.device)
-    d_BB = square_BB.sqrt() * away_BB
-    return d_BB / (d_BB.sum() / away_BB.sum())
+EPS = 1e-12
 
 
-def angles(e_BD: Tensor) -> Tensor:
-    """Cosines (B, B, B) of the angle at i between j and k."""
-    unit_BBD = F.normalize(e_BD[None] - e_BD[:, None], dim=2)
-    return unit_BBD @ unit_BBD.transpose(1, 2)
+def relations(feature_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances (B, B) divided by their mean over i != j, and cosines (B, B, B) of angles at the first index."""
+    count = len(feature_BD)
+    difference_BBD = feature_BD.unsqueeze(0) - feature_BD.unsqueeze(1)
+    distance_BB = difference_BBD.norm(dim=2)
+    mean = distance_BB.sum() / max(count * (count - 1), 1)
+    direction_BBD = F.normalize(difference_BBD, dim=2)
+    return distance_BB / mean.clamp_min(EPS), torch.bmm(direction_BBD, direction_BBD.transpose(1, 2))
 
 
-def rkd_loss(pooled_s_BD: Tensor, pooled_t_BD: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
-    """A scalar.
-
-    Raises:
-        Refusal: fewer than three examples, which make no angle.
-    """
-    if len(pooled_s_BD) < 3:
-        raise Refusal("rkd compares triplets and needs batches of at least three examples")
-    distance = F.smooth_l1_loss(distances(pooled_s_BD), distances(pooled_t_BD))
-    angle = F.smooth_l1_loss(angles(pooled_s_BD), angles(pooled_t_BD))
-    return distance_weight * distance + angle_weight * angle
+def rkd_loss(feature_s_BD: Tensor, feature_t_BD: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
+    """Weighted Huber losses of distances and angles; scalar. Feature sizes may differ."""
+    with full_precision(feature_s_BD):
+        distance_s, angle_s = relations(wide(feature_s_BD))
+        distance_t, angle_t = relations(wide(feature_t_BD))
+        huber_distance, huber_angle = F.smooth_l1_loss(distance_s, distance_t), F.smooth_l1_loss(angle_s, angle_t)
+        return distance_weight * huber_distance + angle_weight * huber_angle
 
 
 @dataclass(frozen=True)
 class RKD(Method):
-    """Keep distances and angles between examples."""
+    """Relations between examples: distances and angles of pooled features (Park et al. 2019)."""
 
-    weight: float = knob(1.0, "weight of both relations", low=0.01, high=10.0, log=True)
-    distance_weight: float = knob(25.0, "weight of the distances", low=0.0, high=100.0)
-    angle_weight: float = knob(50.0, "weight of the angles", low=0.0, high=200.0)
-    ce_weight: float = knob(1.0, "weight of the labels", low=0.0, high=2.0)
+    distance_weight: float = knob(25.0, "weight of the distances", low=0.0, high=250.0)
+    angle_weight: float = knob(50.0, "weight of the angles", low=0.0, high=500.0)
+    ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
         return Needs(learner=("pooled",), teacher=("pooled",))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        terms = [
-            rkd_loss(learner.pooled, teacher.pooled, self.distance_weight, self.angle_weight)
-            for teacher in teachers.values()
-        ]
-        ce = self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC)
-        return {"ce": ce, "rkd": self.weight * torch.stack(terms).mean()}
+        rkd = mean_of(
+            rkd_loss(learner.pooled, t.pooled, self.distance_weight, self.angle_weight) for t in teachers.values()
+        )
+        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "rkd": rkd}

@@ -1,8 +1,11 @@
-"""Similarity-preserving knowledge distillation (Tung & Mori, ICCV 2019).
+"""Similarity-Preserving Knowledge Distillation.
 
-    L = CE + w ||G_s - G_t||_F^2 / B^2,   G = rows of F F^T scaled to unit length, F (B, -1) the last block
+F. Tung, G. Mori. ICCV 2019.
 
-Default w = 3000, as in the paper and RepDistiller.
+    G = rownorm(Q Q^T), Q (B, D * H * W)        L = CE + w / B^2 |G_s - G_t|_F^2
+
+Q is the last block's features, flattened; rownorm divides each row by its Euclidean length. So it is the pattern of
+similarities between the examples of a batch that is transferred, and shapes need not agree. w = 3000 as published.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
-from kdbench.lazy import F, torch
-from kdbench.losses import cross_entropy
+from kdbench.lazy import F
+from kdbench.losses import cross_entropy, full_precision, mean_of, wide
 from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
@@ -21,26 +24,23 @@ if TYPE_CHECKING:
 
 
 def sp_loss(feature_s: Tensor, feature_t: Tensor) -> Tensor:
-    """Features (B, ...) of any two shapes -> a scalar. Invariant to rotation and to the scale of the features."""
-
-    def similarities(feature: Tensor) -> Tensor:
-        flat = feature.flatten(1)
-        return F.normalize(flat @ flat.t(), dim=1)
-
-    return (similarities(feature_s) - similarities(feature_t)).square().mean()
+    """Mean squared difference of the row-normalised Gram matrices (B, B) of features (B, ...); scalar."""
+    with full_precision(feature_s):
+        flat_s, flat_t = (wide(feature).flatten(1) for feature in (feature_s, feature_t))
+        gram_s_BB, gram_t_BB = (F.normalize(flat @ flat.T, dim=1) for flat in (flat_s, flat_t))
+        return (gram_s_BB - gram_t_BB).pow(2).mean()
 
 
 @dataclass(frozen=True)
 class SP(Method):
-    """Examples that are alike to the teacher are alike to the student."""
+    """Similarity-preserving: which examples of a batch excite alike (Tung & Mori 2019)."""
 
-    weight: float = knob(3000.0, "weight of the similarities", low=10.0, high=30000.0, log=True)
-    ce_weight: float = knob(1.0, "weight of the labels", low=0.0, high=2.0)
+    weight: float = knob(3000.0, "weight of the similarity term", low=1.0, high=30000.0, log=True)
+    ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
         return Needs(learner=("block-1",), teacher=("block-1",))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        terms = [sp_loss(learner.blocks[-1], teacher.blocks[-1]) for teacher in teachers.values()]
-        ce = self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC)
-        return {"ce": ce, "sp": self.weight * torch.stack(terms).mean()}
+        sp = mean_of(sp_loss(learner.blocks[-1], t.blocks[-1]) for t in teachers.values())
+        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "sp": self.weight * sp}

@@ -59,15 +59,15 @@ def build(
                 f"there is no model '{name}'{hint}; `kdbench show models` lists kdbench's own, `kdbench show models "
                 f"'resnet*'` timm's too, and a Python file's function is written ./net.py:build"
             )
-        from kdbench.models import timm_models
+        from kdbench.models.timm_models import build as build_timm
 
-        return timm_models.build(name, options, pretrained=pretrained, **given)
+        return build_timm(name, options, pretrained=pretrained, **given)
     if pretrained:
-        raise UserError(f"model '{name}': pretrained weights exist for timm's models only; give `weights: FILE` instead")
+        raise UserError(f"model '{name}': pretrained weights exist for timm's models only; give `weights: FILE`")
     if plugins.is_file(name):
         made = _called(plugins.from_file(name, folder), (), given, options, name)
     else:
-        module = importlib.import_module(f"kdbench.models.{declared[name]}")
+        module: Any = importlib.import_module(f"kdbench.models.{declared[name]}")
         made = _called(module.build, (name,), given, options, name)
     from kdbench.models.equip import equip
 

@@ -54,7 +54,8 @@ def equip(model: Any, name: str, *, classes: int) -> nn.Module:
 def classifier_path(model: nn.Module, classes: int) -> str | None:
     """The path of the final classifier, or None."""
     paths = {module: path for path, module in model.named_modules()}
-    stated: Any = model.get_classifier() if callable(getattr(model, "get_classifier", None)) else None
+    getter: Any = getattr(model, "get_classifier", None)
+    stated = getter() if callable(getter) else None
     stated = stated[0] if isinstance(stated, tuple) else stated  # distilled DeiT: class head, then distillation head
     for root in (stated, model):
         modules = [m for m in root.modules() if m in paths] if isinstance(root, nn.Module) else []
@@ -79,8 +80,9 @@ def _declared(taps: Any, name: str) -> dict[str, Tap]:
 
 
 def _blocks(model: nn.Module, classifier: str) -> Iterator[tuple[str, Tap]]:
-    # timm's hierarchical transformers say so where their maps are (B, H, W, D).
-    channels_last = str(getattr(model, "output_fmt", "")).upper().endswith("NHWC")
+    # timm's hierarchical transformers say so where their maps are (B, H, W, D); two families do not.
+    stated = str(getattr(model, "output_fmt", "")).upper().endswith("NHWC")
+    channels_last = stated or type(model).__name__ in ("VOLO", "VisionTransformerSAM")
     paths = _stated_stages(model) or _composite_children(model, classifier)
     for number, path in enumerate(paths, 1):
         yield f"block{number}", Tap(path, channels_last=channels_last)
@@ -93,11 +95,11 @@ def _stated_stages(model: nn.Module) -> list[str]:
         return []
     modules = dict(model.named_modules())
     paths = list(dict.fromkeys(str(entry["module"]) for entry in info))
-    if not all(paths) or not all(path in modules for path in paths):
+    paths = [path for path in paths if path in modules and not path.startswith(_STEMS)]
+    if "" in paths or len(paths) < 2:
         return []
-    stages = [path for path in paths if not path.startswith(_STEMS) and any(True for _ in modules[path].children())]
-    # Some families (VGG, DenseNet) name the layers at which the resolution changes, not stages.
-    return stages if len(stages) > 1 else [path for path in paths if not path.startswith(_STEMS)]
+    # Some families (VGG) name the layers before which the resolution changes, not stages.
+    return [path for path in paths if any(True for _ in modules[path].children())] or paths
 
 
 def _composite_children(model: nn.Module, classifier: str, prefix: str = "") -> list[str]:

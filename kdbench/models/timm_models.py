@@ -54,7 +54,7 @@ def build(
                 raise
             model = _created(name, arguments, pretrained)  # a model for any image size
     except _Unexpected as error:
-        if error.option not in options:
+        if error.option not in options or "multiple values" in str(error):  # the latter: the name itself sets it
             raise _cannot(name, arguments, error) from error
         raise UserError(
             f"timm model '{name}' takes no option '{error.option}'{did_you_mean(error.option, _parameters(name))}; "
@@ -94,8 +94,8 @@ def _created(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Modul
             raise UserError(f"timm has no pretrained weights '{name}'{hint}") from error
         if pretrained and not isinstance(error, ValueError | AssertionError | KeyError | AttributeError):
             raise UserError(
-                f"timm model '{name}': its pretrained weights cannot be had ({shorten(reason(error), 100)}); run once with access to "
-                f"the network so that they are kept, give `weights: FILE`, or leave out `pretrained`"
+                f"timm model '{name}': its pretrained weights cannot be had ({shorten(reason(error), 100)}); run once "
+                f"with access to the network so that they are kept, give `weights: FILE`, or leave out `pretrained`"
             ) from error
         raise _cannot(name, arguments, error) from error
 

@@ -55,7 +55,7 @@ def _read(path: Path) -> Any:
             raise UserError(
                 f"{path}: holds more than tensors, which is not read for safety; save the model's state_dict() alone"
             ) from error
-        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__}); the file seems damaged") from error
+        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__}); it seems damaged") from error
     raise UserError(f"{path}: weights are read from .pt, .pth or .safetensors")
 
 

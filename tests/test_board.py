@@ -1,0 +1,272 @@
+"""Records -> Board: pairing, ranking, claims, and what keeps a row from being ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from board_records import TEACHER, heading, record, records, reported
+from scipy import stats
+
+from kdbench.board import rank
+from kdbench.standing import BETTER, NOT_SEPARABLE, WORSE, Board, Row, Table
+
+NONE = [70.0, 71.0, 69.5, 70.5, 70.2]
+KD = [71.1, 71.9, 70.8, 71.4, 71.3]
+DKD = [73.0, 74.1, 72.9, 73.3, 73.5]
+BAD = [68.0, 69.1, 67.4, 68.6, 68.1]
+PAIR = {"none": NONE, "kd": KD, "bad": BAD, "dkd": DKD}
+
+
+def table(rows: dict[str, list[float]], seeds: int = 5) -> Table:
+    return rank(heading({"p": list(rows)}, seeds), records("p", rows)).tables[0]
+
+
+def row(found: Table, label: str) -> Row:
+    made = found.row(label)
+    assert made is not None
+    return made
+
+
+def test_gains_are_means_of_paired_differences_with_their_t_interval() -> None:
+    dkd = row(table(PAIR), "dkd")
+    assert dkd.gain is not None
+    assert dkd.over_kd is not None
+    assert dkd.gain.mean == pytest.approx(np.mean(np.subtract(DKD, NONE)))
+    low, high = stats.ttest_rel(DKD, KD).confidence_interval()
+    assert (dkd.over_kd.mean - (dkd.over_kd.half or 0), dkd.over_kd.mean + (dkd.over_kd.half or 0)) == pytest.approx(
+        (low, high)
+    )
+
+
+def test_pairing_is_by_seed_not_by_order() -> None:
+    shuffled = [record("p", "kd", seed, KD[seed]) for seed in (3, 1, 4, 0, 2)]
+    found = rank(heading({"p": ["none", "kd"]}), [*shuffled, *records("p", {"none": NONE})]).tables[0]
+    gain = row(found, "kd").gain
+    assert gain is not None
+    assert gain.half == pytest.approx(row(table({"none": NONE, "kd": KD}), "kd").gain.half)  # type: ignore[union-attr]
+
+
+def test_rows_are_sorted_and_numbered_by_gain() -> None:
+    found = table(PAIR)
+    assert [(r.label, r.place) for r in found.rows] == [("dkd", 1), ("kd", 2), ("none", 3), ("bad", 4)]
+    gains = [r.gain.mean if r.gain else 0.0 for r in found.rows]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_equal_rows_share_a_place_in_the_suite_s_order() -> None:
+    found = table({"none": NONE, "b": KD, "a": KD, "c": BAD})
+    assert [(r.label, r.place) for r in found.rows] == [("b", 1), ("a", 1), ("none", 3), ("c", 4)]
+
+
+def test_claims_follow_holm_over_the_pair() -> None:
+    near = [71.3, 71.8, 71.0, 71.2, 71.5]
+    found = table({**PAIR, "near": near})
+    assert {r.label: r.claim for r in found.rows} == {
+        "dkd": BETTER, "kd": "", "near": NOT_SEPARABLE, "none": WORSE, "bad": WORSE
+    }  # fmt: skip
+    others = {"none": NONE, "bad": BAD, "dkd": DKD, "near": near}
+    raw = {label: stats.ttest_rel(values, KD).pvalue for label, values in others.items()}
+    largest = max(raw, key=lambda label: raw[label])
+    smallest = min(raw, key=lambda label: raw[label])
+    assert largest == "near"
+    assert row(found, "near").p_holm == pytest.approx(raw["near"])
+    assert row(found, smallest).p_holm == pytest.approx(4 * raw[smallest])
+
+
+def test_the_same_row_loses_its_claim_among_many() -> None:
+    edge = [a + d for a, d in zip(KD, [0.1, 0.9, 0.5, 0.8, 0.2], strict=True)]
+    p = stats.ttest_rel(edge, KD).pvalue
+    assert 0.05 / 8 < p < 0.05
+    noise = {f"m{i}": [x + d for x, d in zip(KD, [0.3, -0.3, 0.2, -0.2, 0.01 * i], strict=True)] for i in range(1, 8)}
+    assert row(table({"kd": KD, "edge": edge}), "edge").claim == BETTER
+    assert row(table({"kd": KD, "edge": edge, **noise}), "edge").claim == NOT_SEPARABLE
+
+
+def test_without_spread_nothing_is_claimed() -> None:
+    shifted = row(table({"none": NONE, "kd": KD, "up": [x + 1.0 for x in KD]}), "up")
+    assert shifted.over_kd is not None
+    assert (shifted.over_kd.half, shifted.claim) == (None, NOT_SEPARABLE)
+
+
+def test_the_order_of_records_does_not_matter() -> None:
+    suite = heading({"p": list(PAIR), "q": list(PAIR)})
+    given = records("p", PAIR) + records("q", {label: values[::-1] for label, values in PAIR.items()})
+    first = rank(suite, given)
+    for seed in range(5):
+        random.Random(seed).shuffle(given)
+        assert rank(suite, given) == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"status": "failed", "reason": "RuntimeError: no"}, "failed: RuntimeError: no"),
+        ({"status": "diverged", "reason": "the loss is NaN"}, "diverged: the loss is NaN"),
+        ({"status": "skipped", "reason": "no such tap"}, "skipped: no such tap"),
+        ({"scores": {"test/top1": None}}, "finished without a test accuracy"),
+        (None, "no result yet"),
+    ],
+)
+def test_a_row_with_a_missing_cell_is_shown_unranked_with_its_sentence(
+    changes: dict[str, Any] | None, words: str
+) -> None:
+    given = [r for r in records("p", PAIR) if (r.method, r.seed) != ("dkd", 3)]
+    if changes is not None:
+        given.append(record("p", "dkd", 3, 99.0, **changes))
+    found = rank(heading({"p": list(PAIR)}), given).tables[0]
+    dkd = found.rows[-1]
+    assert (dkd.label, dkd.place, dkd.claim, dkd.why_unranked) == ("dkd", None, "", "4 of 5 seeds")
+    assert dkd.troubles == (((3,), words),)
+    assert sorted(dkd.seeds) == [0, 1, 2, 4]
+    assert [r.place for r in found.rows] == [1, 2, 3, None]
+
+
+def test_a_cell_without_any_result_is_a_row() -> None:
+    found = rank(heading({"p": ["none", "kd"]}, 3), records("p", {"none": NONE[:3]})).tables[0]
+    assert row(found, "kd").troubles == (((0, 1, 2), "no result yet"),)
+    assert row(found, "kd").top1 is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "ranked", "preliminary"), [(2, False, False), (3, True, True), (4, True, True), (5, True, False)]
+)
+def test_few_seeds(seeds: int, ranked: bool, preliminary: bool) -> None:
+    kd = row(table({label: values[:seeds] for label, values in PAIR.items()}, seeds), "kd")
+    assert (kd.ranked, kd.preliminary) == (ranked, preliminary)
+    assert kd.why_unranked == ("" if ranked else "only 2 seeds")
+
+
+def test_no_claim_is_made_against_an_incomplete_reference() -> None:
+    given = [r for r in records("p", PAIR) if (r.method, r.seed) != ("kd", 0)]
+    found = rank(heading({"p": list(PAIR)}), given).tables[0]
+    dkd = row(found, "dkd")
+    assert dkd.over_kd is not None
+    assert (dkd.place, dkd.claim, dkd.over_kd.n) == (1, "", 4)
+
+
+def test_recovered_gap_and_its_blank() -> None:
+    assert row(table(PAIR), "kd").recovered == pytest.approx((np.mean(KD) - np.mean(NONE)) / (90.0 - np.mean(NONE)))
+    assert row(table(PAIR), "none").recovered is None
+    at_the_top = {"none": [x + 19.5 for x in NONE], "kd": [x + 19.5 for x in KD]}  # floor 89.74, teacher 90
+    assert row(table(at_the_top), "kd").recovered is None
+    assert row(table(at_the_top), "kd").gain is not None
+
+
+def test_another_teacher_raises_the_alarm_and_unranks_the_pair() -> None:
+    other = dataclasses.replace(TEACHER, sha256="cd" * 32)
+    given = records("p", PAIR)
+    given[7] = dataclasses.replace(given[7], teacher=other)
+    found = rank(heading({"p": list(PAIR)}), given).tables[0]
+    assert len(found.alarms) == 1
+    assert "2 different teachers" in found.alarms[0]
+    assert "cdcdcdcdcdcd: kd" in found.alarms[0]
+    assert all(r.place is None and r.gain is None and r.over_kd is None and r.claim == "" for r in found.rows)
+    assert {r.why_unranked for r in found.rows} == {"not comparable"}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"job": {"data": {"fingerprint": "beef"}, "recipe": {"epochs": 30}}}, "data"),
+        ({"job": {"data": {"fingerprint": "f00d"}, "recipe": {"epochs": 31}}}, "recipes"),
+        ({"provenance": {"split": "9999"}}, "splits"),
+    ],
+)
+def test_other_conditions_raise_the_alarm(change: dict[str, Any], what: str) -> None:
+    given = records("p", PAIR)
+    given[0] = dataclasses.replace(given[0], **change)
+    alarms = rank(heading({"p": list(PAIR)}), given).tables[0].alarms
+    assert len(alarms) == 1
+    assert what in alarms[0]
+
+
+def test_incomparable_foreign_and_surplus_results_never_enter() -> None:
+    suite = heading({"p": ["none", "kd"]})
+    given = records("p", {"none": NONE, "kd": KD})
+    strangers = [
+        record("p", "kd", 0, 99.0, comparable=False, key="short"),
+        record("p", "kd", 1000, 99.0),
+        record("q", "kd", 0, 99.0),
+        record("p", "other", 0, 99.0),
+    ]
+    assert rank(suite, [*strangers, *given]) == rank(suite, given)
+
+
+def test_two_results_for_one_cell_are_a_mistake() -> None:
+    twice = records("p", {"kd": KD})
+    with pytest.raises(ValueError, match="two results for p/kd seed 0"):
+        rank(heading({"p": ["kd"]}), [*twice, dataclasses.replace(twice[0], key="other")])
+    assert rank(heading({"p": ["kd"]}), [*twice, twice[0]]).finished == 5
+
+
+def test_relative_time_is_the_median_ratio_on_the_same_machine() -> None:
+    given = [record("p", "none", seed, NONE[seed], seconds=10.0 + seed) for seed in range(5)]
+    given += [record("p", "kd", seed, KD[seed], seconds=(10.0 + seed) * (2.0 if seed else 50.0)) for seed in range(5)]
+    elsewhere = {"device_name": "GPU", "split": "0123"}
+    given += [record("p", "dkd", seed, DKD[seed], provenance=elsewhere) for seed in range(5)]
+    found = rank(heading({"p": ["none", "kd", "dkd"]}), given)
+    assert [row(found.tables[0], label).relative_time for label in ("none", "kd", "dkd")] == [1.0, 2.0, None]
+    assert len(found.machines) == 2
+
+
+def test_metrics_are_means_over_seeds_and_blank_where_one_lacks_them() -> None:
+    given = [record("p", "kd", s, KD[s], scores={"test/top1": KD[s], "test/nll": 0.1 * s}) for s in range(5)]
+    given[2] = dataclasses.replace(given[2], scores={"test/top1": KD[2], "test/nll": None})
+    assert row(rank(heading({"p": ["kd"]}), given).tables[0], "kd").metrics == {"top1": pytest.approx(np.mean(KD))}
+
+
+def test_reported_numbers_find_their_rows() -> None:
+    claims = {("p", "kd"): reported(70.66, "best test epoch"), ("p", "teacher"): reported(91.0, "last epoch")}
+    found = rank(heading({"p": ["none", "kd"]}, reported=claims), records("p", {"none": NONE, "kd": KD})).tables[0]
+    assert row(found, "kd").reported == claims["p", "kd"]
+    assert row(found, "none").reported is None
+    assert found.teacher is not None
+    assert found.teacher.reported == claims["p", "teacher"]
+
+
+def settings(n: int) -> Board:
+    """dkd beats kd everywhere by growing margins; `sp` has no row on the first pair."""
+    rows = [{**PAIR, "dkd": [x + 0.1 * i for x in DKD]} for i in range(n)]
+    cells = {f"p{i}": [*PAIR, *(["sp"] if i else [])] for i in range(n)}
+    given = [r for i in range(n) for r in records(f"p{i}", {**rows[i], **({"sp": BAD} if i else {})})]
+    return rank(heading(cells), given)
+
+
+def test_across_settings() -> None:
+    across = settings(6).across
+    assert across is not None
+    assert [r.label for r in across.rows] == ["dkd", "kd", "none", "bad"]
+    assert [r.mean_rank for r in across.rows] == [1.0, 2.0, 3.0, 4.0]
+    assert across.left_out == ("sp",)
+    gains = np.concatenate([np.subtract(DKD, NONE) + 0.1 * i for i in range(6)])
+    dkd = across.rows[0]
+    assert dkd.iqm is not None
+    assert dkd.iqm[0] == pytest.approx(stats.trim_mean(gains, 0.25))
+    assert dkd.iqm[1] <= dkd.iqm[0] <= dkd.iqm[2]
+    assert dkd.p_holm == pytest.approx(3 * 2 / 2**6)  # six wins of six, three methods compared with kd
+    assert across.rows[1].p_holm is None
+
+
+def test_too_few_settings_give_no_p_value_and_one_gives_no_section() -> None:
+    few = settings(5).across
+    assert few is not None
+    assert [r.p_holm for r in few.rows] == [None] * 4
+    assert settings(1).across is None
+
+
+def test_a_pair_with_an_alarm_is_no_setting() -> None:
+    given = [r for pair in ("p", "q", "r") for r in records(pair, PAIR)]
+    given[0] = dataclasses.replace(given[0], teacher=dataclasses.replace(TEACHER, sha256="cd" * 32))
+    across = rank(heading({pair: list(PAIR) for pair in ("p", "q", "r")}), given).across
+    assert across is not None
+    assert across.settings == ("q", "r")
+
+
+def test_a_suite_without_controls_is_ranked_by_accuracy() -> None:
+    found = table({"dist": KD, "dkd": DKD})
+    assert [(r.label, r.place) for r in found.rows] == [("dkd", 1), ("dist", 2)]
+    assert all((r.gain, r.over_kd, r.claim, r.recovered) == (None, None, "", None) for r in found.rows)

@@ -1,0 +1,184 @@
+"""Board -> markdown: well-formed tables, every sentence in its place, the same bytes for the same records."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+
+import pytest
+from board_records import TEACHER, heading, record, records, reported
+from test_board import BAD, DKD, KD, NONE, PAIR, settings
+
+from kdbench.board import rank
+from kdbench.cells import amount, plain, prose, seeds, signed
+from kdbench.render import Summary, index, markdown
+from kdbench.standing import Heading
+from kdbench.statistics import Interval
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """Every pipe table as rows of cells, split at unescaped pipes."""
+    found: list[list[list[str]]] = [[]]
+    for line in page.splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif found[-1]:
+            found.append([])
+    return [rows for rows in found if rows]
+
+
+def page(rows: dict[str, list[float]] = PAIR, n: int = 5, **changes: object) -> str:
+    return markdown(rank(heading({"p": list(rows)}, n, **changes), records("p", rows)))
+
+
+def test_every_table_has_equal_columns_and_aligned_raw_text() -> None:
+    text = markdown(settings(6))
+    assert len(tables(text)) == 6 * 3 + 1
+    for rows in tables(text):
+        assert {len(row) for row in rows} == {len(rows[0])}
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(line) for line in block.splitlines()}) == 1
+
+
+def test_the_main_table() -> None:
+    main = tables(page(reported={("p", "kd"): reported(70.66, "best test epoch")}))[0]
+    assert main[0] == ["#", "method", "top-1 (%)", "over none", "over kd", "claim", "recovered", "n", "reported"]
+    assert main[2] == ["", "**teacher**", "90.00", "", "", "", "", "", ""]
+    by_name = {row[1]: row for row in main[3:]}
+    assert list(by_name) == ["**`dkd`**", "`kd` (reference)", "`none` (floor)", "`bad`"]
+    assert by_name["`kd` (reference)"] == [
+        "2", "`kd` (reference)", "71.30 ± 0.50", "+1.06 ± 0.21", "", "", "5%", "5", "70.66"
+    ]  # fmt: skip
+    assert by_name["**`dkd`**"][5] == "better than KD"
+    assert by_name["`bad`"][5] == "worse than KD"
+
+
+def test_the_column_of_reported_numbers_is_there_only_with_one() -> None:
+    assert "reported" not in tables(page())[0][0]
+
+
+def test_the_details_table() -> None:
+    details = tables(page())[1]
+    assert details[2] == ["**teacher**", "", "", "0.250", "0.030", "20k", "800k", "", ""]
+    assert details[4] == ["`kd` (reference)", "90.0%", "", "0.500", "0.020", "1k", "40k", "0", "1.00×"]
+
+
+def test_every_seed_is_printed() -> None:
+    seeds_table = tables(page())[2]
+    assert seeds_table[0] == ["test top-1 (%)", *(f"seed {i}" for i in range(5))]
+    assert [float(cell) for cell in seeds_table[2][1:]] == DKD
+
+
+def test_unranked_rows_come_last_with_their_sentence() -> None:
+    given = [*records("p", {"none": NONE, "kd": KD}), *records("p", {"dkd": DKD[:3]})]
+    given += [record("p", "dkd", 3, 0, status="diverged", reason="the loss is NaN | at <epoch> 3", scores={})]
+    text = markdown(rank(heading({"p": ["dkd", "none", "kd"]}), given))
+    last = tables(text)[0][-1]
+    assert (last[0], last[1], last[5]) == ("–", "`dkd`", "unranked: 3 of 5 seeds")
+    assert "- `dkd`, seed 3: diverged: the loss is NaN \\| at \\<epoch\\> 3." in text
+    assert "- `dkd`, seed 4: no result yet." in text
+    assert tables(text)[2][-1] == ["`dkd`", "73.00", "74.10", "72.90", "diverged", "no result yet"]
+
+
+def test_three_seeds_are_preliminary_and_two_unranked() -> None:
+    assert {row[7] for row in tables(page({k: v[:3] for k, v in PAIR.items()}, 3))[0][3:]} == {"3, preliminary"}
+    two = tables(page({k: v[:2] for k, v in PAIR.items()}, 2))[0][3:]
+    assert {(row[0], row[5]) for row in two} == {("–", "unranked: only 2 seeds")}
+
+
+def test_another_teacher_is_told_loudly() -> None:
+    given = records("p", PAIR)
+    given[0] = dataclasses.replace(given[0], teacher=dataclasses.replace(TEACHER, sha256="cd" * 32))
+    text = markdown(rank(heading({"p": list(PAIR)}), given))
+    assert "> **WARNING: not comparable, nothing is ranked.** 2 different teachers" in text
+    assert {row[0] for row in tables(text)[0][3:]} == {"–"}
+    assert all(row[3] == row[4] == "" for row in tables(text)[0][3:])
+
+
+def test_the_notes_name_conditions_teacher_claims_and_knobs() -> None:
+    text = page(reported={("p", "kd"): reported(70.66, "best test epoch")})
+    for words in (
+        "fingerprint f00d; split 0123",
+        "epochs=30, optimizer={name=sgd, lr=0.05}",
+        f"validation 89.50, test 90.00; sha256 `{TEACHER.sha256}`",
+        "Reported, p `kd`: 70.66 (best test epoch; A paper, 2020)",
+        "MACs are multiply-accumulates of convolutions, linear layers and attention products",
+        "Trained and timed on Test CPU, 2 threads in fp32.",
+        "torch 2.11",
+        "- `dkd`: dkd(knob=1)",
+    ):
+        assert words in text
+    assert "**Mixed**" not in text
+    assert "There is no" not in text
+
+
+def test_missing_controls_and_mixed_machines_are_noted() -> None:
+    given = records("p", {"dist": KD, "dkd": DKD})
+    given[0] = dataclasses.replace(given[0], provenance={**given[0].provenance, "device_name": "GPU"})
+    text = markdown(rank(heading({"p": ["dist", "dkd"]}), given))
+    assert "There is no `none` in this suite" in text
+    assert "There is no `kd` in this suite" in text
+    assert "**Mixed**" in text
+
+
+def test_pairs_with_recipes_of_their_own_are_told_apart() -> None:
+    other = [dataclasses.replace(r, job={**r.job, "recipe": {"epochs": 60}}) for r in records("q", {"kd": KD})]
+    text = markdown(rank(heading({"p": ["kd"], "q": ["kd"]}), records("p", {"kd": KD}) + other))
+    assert "Recipe of p: epochs=30." in text
+    assert "Recipe of q: epochs=60." in text
+
+
+def test_across_settings_prints_p_values_only_from_six() -> None:
+    few, enough = tables(markdown(settings(5)))[-1], tables(markdown(settings(6)))[-1]
+    assert few[2][-1] == "too few settings"
+    assert enough[2] == ["`dkd`", "1.00", enough[2][2], enough[2][3], "0.094"]
+    assert enough[3][-1] == ""  # kd against itself
+    assert "not listed: `sp`" in markdown(settings(6))
+
+
+def test_the_bytes_do_not_depend_on_the_order_of_records() -> None:
+    suite = heading({"p": list(PAIR), "q": list(PAIR)})
+    given = records("p", PAIR) + records("q", {**PAIR, "dkd": BAD})
+    first = markdown(rank(suite, given))
+    for seed in range(3):
+        random.Random(seed).shuffle(given)
+        assert markdown(rank(suite, given)) == first
+
+
+def test_a_board_without_results_is_a_page() -> None:
+    text = markdown(rank(heading({"p": ["none", "kd"]}), []))
+    assert "0 of 10 results" in text
+    assert "- `kd`, seeds 0-4: no result yet." in text
+
+
+def test_a_summary_survives_its_page_and_fills_the_index() -> None:
+    suite: Heading = heading({"p": list(PAIR)}, description="A --> B")
+    board = rank(suite, records("p", PAIR))
+    text = markdown(board)
+    assert text.splitlines()[0].count("-->") == 1
+    assert Summary.read(text) == Summary.of(board)
+    assert Summary.read("# hand-written\n") is None
+    other = dataclasses.replace(Summary.of(board), suite="another")
+    listed = tables(index([Summary.of(board), other]))[0]
+    assert listed[0][0] == "board"
+    assert [row[0] for row in listed[2:]] == ["[another](another.md)", "[demo](demo.md)"]
+    assert listed[3][1:] == ["digits", "1", "4", "5", "20 of 20", "p: dkd +3.12 ± 0.30 over none"]
+    assert index([other, Summary.of(board)]) == index([Summary.of(board), other])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (1000, "1k"), (1234, "1.23k"), (999_600, "1M"), (41_200_000, "41.2M"), (None, "")],
+)
+def test_amounts(value: int | None, text: str) -> None:
+    assert amount(value) == text
+
+
+def test_seed_ranges_and_foreign_text() -> None:
+    assert seeds([4, 0, 1, 2, 9]) == "0-2, 4, 9"
+    assert prose("a|b\n <i>*x*</i>") == "a\\|b \\<i\\>\\*x\\*\\</i\\>"
+
+
+def test_an_interval_without_spread_prints_a_dash() -> None:
+    assert (plain(Interval(70.0, None, 1)), signed(Interval(-0.5, 0.25, 5))) == ("70.00 ± –", "-0.50 ± 0.25")
