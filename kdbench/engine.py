@@ -169,6 +169,7 @@ class Engine:
         self.needs = task.method.needs()
         self.models = dict(task.models)
         self.heads: dict[str, nn.Module] = {}
+        self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
         self.state = state or State()
         self.images = task.data.train.images
         self.device = self.images.device
@@ -201,11 +202,13 @@ class Engine:
             images=self.state.images,
             epochs=sum(self._epochs(stage) for stage in plan.stages),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
-            head_parameters=sum(_size(heads) for heads in self.heads.values()) - self._frozen_heads,
+            head_parameters=sum(self._trained_in(heads) for heads in self.heads.values()),
         )
 
     # stages ----------------------------------------------------------------------------------------------------------
-    _frozen_heads = 0
+    def _trained_in(self, heads: nn.Module) -> int:
+        trained = {id(p) for parameters in self.trainable.values() for p in parameters}
+        return sum(p.numel() for p in heads.parameters() if id(p) in trained)
 
     def _epochs(self, stage: Stage) -> int:
         return max(1, round(stage.share * self.task.recipe.epochs))
@@ -215,8 +218,8 @@ class Engine:
         task = self.task
         for role, teachers in stage.learners.items():
             if role in self.heads:  # it learned in an earlier stage and goes on with the same heads
-                self.models[role].requires_grad_(True)
-                self.heads[role].requires_grad_(True)
+                for parameter in self.trainable[role]:
+                    parameter.requires_grad_(True)
                 continue
             with seeded(task.seed, "prepare", role):
                 model = task.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
@@ -230,7 +233,9 @@ class Engine:
                         {t: self._profile(t, self.needs.teacher) for t in teachers},
                     ).to(self.device)
                 self.heads[role] = heads
-                self._frozen_heads += sum(p.numel() for p in heads.parameters() if not p.requires_grad)
+                self.trainable[role] = [
+                    p for module in (self.models[role], heads) for p in module.parameters() if p.requires_grad
+                ]
             model, heads = self.models[role], self.heads[role]
             model.to(memory_format=torch.channels_last)  # in place: a third faster convolutions, on CPU too
             learners[role] = Learner(

@@ -89,14 +89,13 @@ def expand(
 
 def _cell(suite: Suite, pair_name: str, label: str, fingerprint: str | None, epochs: int | None) -> Job:
     pair, method = suite.file.pairs[pair_name], suite.methods[label]
-    recipe = patched(suite.file.recipe, pair.recipe)
-    if epochs is not None:
-        recipe = shortened(recipe, epochs)
+    full = patched(suite.file.recipe, pair.recipe)
+    recipe = full if epochs is None else shortened(full, epochs)
     plan = method.plan(tuple(pair.roles))
     roles = {role: pair.roles[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
     data = data_content(suite.file.data, suite.folder, fingerprint)
     frozen = {
-        role: freeze(model, recipe, data, suite.folder, epochs)
+        role: freeze(model, full, data, suite.folder, epochs)
         for role, model in roles.items()
         if role not in plan.learners
     }

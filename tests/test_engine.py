@@ -332,3 +332,30 @@ def test_the_seed_alone_decides(loaded) -> None:
 def test_streams_of_one_seed_are_distinct() -> None:
     names = [("init", "student"), ("init", "peer"), ("heads", "student"), ("dropout", 0, 1), ("dropout", 1, 0)]
     assert len({derive(0, *name) for name in names}) == len(names)
+
+
+@dataclass(frozen=True)
+class Twice(NoTeacher):
+    """Two stages of one learner, whose head has a frozen half."""
+
+    def plan(self, roles):
+        return Plan((Stage({"student": ()}, 0.5), Stage({"student": ()}, 0.5)))
+
+    def heads(self, learner, teachers):
+        return nn.ModuleDict({"kept": nn.Linear(10, 10).requires_grad_(False), "trained": nn.Linear(10, 10)})
+
+    def loss(self, learner, teachers, batch, heads):
+        z = heads["trained"](heads["kept"](learner.logits_BC))
+        return {"ce": -(batch.targets_BC * z.log_softmax(1)).sum(1).mean()}
+
+
+def test_what_a_method_froze_stays_frozen_in_a_later_stage(loaded) -> None:
+    engine = Engine(task(Twice(), loaded))
+    trained = engine.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(0, "heads", "student"))
+        fresh = Twice().heads(None, {})
+    kept = engine.heads["student"]
+    assert_same(states(kept["kept"]), states(fresh["kept"]))
+    assert not torch.equal(kept["trained"].weight, fresh["trained"].weight)
+    assert trained.head_parameters == 110

@@ -127,3 +127,14 @@ def test_every_job_freezes_the_pairs_teacher_even_without_using_it(tmp_path: Pat
 
 def test_digest_is_canonical() -> None:
     assert digest({"a": 1, "b": [1.5]}) == digest({"b": [1.5], "a": 1})
+
+
+def test_shortening_comes_after_the_teachers_own_overrides(tmp_path: Path) -> None:
+    text = SUITE.replace(
+        "train: {epochs: 20}",
+        "train: {epochs: 20, schedule: {name: multistep, milestones: [10, 15], warmup_epochs: 4}}",
+    )
+    recipe = next(iter(jobs(tmp_path, text, epochs=2).values())).frozen["teacher"].recipe
+    assert recipe.epochs == 2
+    assert recipe.schedule.milestones == (1,)
+    assert recipe.schedule.warmup_epochs == pytest.approx(0.4)

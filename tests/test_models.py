@@ -33,7 +33,8 @@ def test_names_are_timms_own() -> None:
 
     assert set(timm_names()) == set(timm.list_models())
     assert set(CIFAR) | {"resnet8x4", "resnet32x4", "cnn", "mlp"} <= set(own_names())
-    assert not set(own_names()) & set(timm_names())
+    # Names of the field's CIFAR tables that timm uses too: kdbench's own are taken, timm's are reached by their tag.
+    assert set(own_names()) & set(timm_names()) == {"vgg11", "vgg13", "vgg16", "vgg19"}
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_one_decomposition_is_the_whole_sweep_where_the_middle_is_ones(ones: int
 def test_one_singular_value_decomposition_per_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     swept = []
     real = mpo.tensor_train_matrix
-    monkeypatch.setattr(mpo, "tensor_train_matrix", lambda x, rank: swept.append(rank[:]) or real(x, rank=rank))
+    monkeypatch.setattr(mpo, "tensor_train_matrix", lambda x, rank, svd: swept.append(rank[:]) or real(x, rank=rank))
     mpo.decompose(matrix(24, 36), automatic(24, 36, 5))
     assert swept == [[1, 24, 1]]  # TensorLy takes one decomposition for each inner bond
 
@@ -185,6 +185,20 @@ def test_one_singular_value_decomposition_per_matrix(monkeypatch: pytest.MonkeyP
 def test_reconstruction(text: str, dtype: torch.dtype, limit: float) -> None:
     shape = parse(text)
     assert error(0.02 * matrix(*shape.matrix, dtype), shape) < limit
+
+
+@pytest.mark.parametrize("size", [(9, 5), (5, 9), (6, 6)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-4, 1e-12, 0.0])  # by the Gram matrix, and by LAPACK
+def test_singular_value_decomposition(size: tuple[int, int], smallest: float) -> None:
+    u, values, vt = torch.linalg.svd(matrix(*size), full_matrices=False)
+    values[-1] = smallest * values[0] if smallest < 1 else values[-1]
+    made = u * values @ vt
+    lapack = torch.linalg.svd(made, full_matrices=False)
+    for ours, theirs in zip(mpo.svd(made, 4), (lapack[0][:, :4], lapack[1][:4], lapack[2][:4]), strict=True):
+        torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=0, atol=1e-9)
+    u, values, vt = mpo.svd(made)
+    torch.testing.assert_close(u * values @ vt, made, rtol=0, atol=1e-13)
+    torch.testing.assert_close(u.T @ u, torch.eye(len(values), dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_both_sides_of_a_bond_have_the_same_norm() -> None:
