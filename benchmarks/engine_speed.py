@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from kdbench import memory, models
 from kdbench.augment import pixels
 from kdbench.data import DataSet, Split
-from kdbench.engine import Engine, Task
+from kdbench.engine import Engine
 from kdbench.methods.kd import KD
 from kdbench.methods.none import NoTeacher
 from kdbench.recipe import autocast, precision_on
 from kdbench.spec import Augment, Recipe
+from kdbench.task import Task
 
 BATCH = 128
 

@@ -7,12 +7,16 @@ matter how a run was batched, interrupted or resumed, nor which method is traine
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kdbench.spec import Augment
+from kdbench.spec import Augment, Recipe
 from kdbench.streams import derive, integers
+
+if TYPE_CHECKING:
+    from kdbench.data import DataSet, Split
 
 
 def pixels(
@@ -82,3 +86,25 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devic
     scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
     return scale.view(1, -1, 1, 1).to(device), shift.view(1, -1, 1, 1).to(device)
+
+
+def fetch(
+    split: Split,
+    data: DataSet,
+    index: Tensor,
+    recipe: Recipe | None = None,
+    key: tuple[int, int] = (0, 0),
+    view: int = 0,
+) -> Tensor:
+    """Normalised pixels of examples, augmented when a recipe and a (seed, epoch) key are given."""
+    x = pixels(
+        split.images,
+        index,
+        augment=recipe.augment if recipe else None,
+        seed=key[0],
+        epoch=key[1],
+        mean=data.mean,
+        std=data.std,
+        view=view,
+    )
+    return x.contiguous(memory_format=torch.channels_last)

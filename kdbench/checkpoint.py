@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from kdbench.engine import State
 from kdbench.files import set_aside, write_atomically
+from kdbench.task import State
 
 
 class Damaged(Exception):

@@ -10,88 +10,20 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdbench import evaluate
-from kdbench.augment import pixels
+from kdbench.augment import fetch
 from kdbench.batch import Batch, Out, Probe, Profile
-from kdbench.data import DataSet, Split
-from kdbench.method import Method, Plan, Refusal, Stage
+from kdbench.method import Refusal, Stage
 from kdbench.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
-from kdbench.spec import Recipe
-from kdbench.streams import derive, draw, order
+from kdbench.streams import derive, draw, order, seeded
 from kdbench.taps import Tapped, profile
-
-EVAL_BATCH = 512
-
-
-class Diverged(Exception):
-    """The loss is no longer finite; the sentence becomes the result."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that one training needs. `models` maps every role of the plan to a module on the device."""
-
-    method: Method
-    plan: Plan
-    models: Mapping[str, nn.Module]
-    data: DataSet  # on the device
-    recipe: Recipe
-    seed: int
-
-
-@dataclass
-class State:
-    """Where a training stands; a checkpoint holds exactly this."""
-
-    stage: int = 0
-    epoch: int = 0  # the next one of the stage
-    curves: dict[str, list[float | None]] = field(default_factory=dict)
-    seconds: float = 0.0
-    images: int = 0
-    tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The deployed answer and what its training cost."""
-
-    answer: nn.Module
-    parts: tuple[nn.Module, ...]  # the deployed model of every answer role, in order
-    curves: dict[str, list[float | None]]
-    seconds: float
-    images: int
-    epochs: int
-    learner_parameters: int
-    head_parameters: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Reported after each epoch."""
-
-    stage: int
-    stages: int
-    epoch: int
-    epochs: int
-    images_per_second: float
-    metrics: dict[str, float]
-
-
-class Sum(nn.Module):
-    """Summed logits of several models: the answer of a plan with more than one role."""
-
-    def __init__(self, models: list[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([model(x) for model in self.models]).sum(0)
+from kdbench.task import Diverged, Progress, State, Sum, Task, Trained
 
 
 @dataclass
@@ -105,53 +37,6 @@ class Learner:
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-class seeded:
-    """Run a block with torch's global generators set to a derived seed; they are restored afterwards."""
-
-    def __init__(self, seed: int, *names: str | int) -> None:
-        self.seed = derive(seed, *names)
-
-    def __enter__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
-
-
-def fetch(
-    split: Split,
-    data: DataSet,
-    index: Tensor,
-    recipe: Recipe | None = None,
-    key: tuple[int, int] = (0, 0),
-    view: int = 0,
-) -> Tensor:
-    """Normalised pixels of examples, augmented when a recipe and a (seed, epoch) key are given."""
-    x = pixels(
-        split.images,
-        index,
-        augment=recipe.augment if recipe else None,
-        seed=key[0],
-        epoch=key[1],
-        mean=data.mean,
-        std=data.std,
-        view=view,
-    )
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def split_logits(model: nn.Module, split: Split, data: DataSet, precision: str = "fp32") -> Tensor:
-    """A model's logits (N, C) on a split, in eval mode, without augmentation; its training mode is restored."""
-    training = model.training
-    model.eval()
-    with autocast(precision, split.images.device):
-        out = evaluate.logits(model, lambda index: fetch(split, data, index), len(split.labels), EVAL_BATCH)
-    model.train(training)
-    return out
 
 
 class Engine:
@@ -300,7 +185,7 @@ class Engine:
         seed = self.task.seed
         if self.needs.probe:
             model = next(iter(learners.values())).model
-            logits_NC = split_logits(model, self.task.data.train, self.task.data, self.precision)
+            logits_NC = evaluate.split_logits(model, self.task.data.train, self.task.data, self.precision)
             weights_N = self.task.method.sample(Probe(logits_NC, self.task.data.train.labels, epoch, epochs))
             if weights_N is not None:
                 return draw(seed, epoch, weights_N, stage=number)
@@ -395,7 +280,7 @@ class Engine:
         metrics: dict[str, float] = {}
         for prefix, roles in groups.items():
             logits_NC = torch.stack(
-                [split_logits(model, data.val, data, self.precision) for model in self._deployed(roles)]
+                [evaluate.split_logits(model, data.val, data, self.precision) for model in self._deployed(roles)]
             ).sum(0)
             found = evaluate.scores(logits_NC, data.val.labels)
             metrics |= {prefix + name: found[name] for name in ("top1", "nll")}

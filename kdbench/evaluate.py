@@ -5,9 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kdbench.lazy import F, torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.augment import fetch
+from kdbench.data import DataSet, Split
+from kdbench.recipe import autocast
 
 ECE_BINS = 15
+BATCH = 512
 
 
 def scores(logits_NC: torch.Tensor, labels_N: torch.Tensor, teacher_NC: torch.Tensor | None = None) -> dict[str, float]:
@@ -63,6 +70,16 @@ def logits(
     with torch.inference_mode():
         parts = [model(fetch(torch.arange(i, min(i + batch, n), device=device))).float() for i in range(0, n, batch)]
     return torch.cat(parts)
+
+
+def split_logits(model: nn.Module, split: Split, data: DataSet, precision: str = "fp32") -> Tensor:
+    """A model's logits (N, C) on a split, in eval mode, without augmentation; its training mode is restored."""
+    training = model.training
+    model.eval()
+    with autocast(precision, split.images.device):
+        out = logits(model, lambda index: fetch(split, data, index), len(split.labels), BATCH)
+    model.train(training)
+    return out
 
 
 def latency_ms(model: torch.nn.Module, x: torch.Tensor, repeats: int = 5) -> float:

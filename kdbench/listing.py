@@ -101,6 +101,7 @@ def doctor(root: Path) -> Rows:
 def _parts(root: Path) -> Iterator[tuple[str, str]]:
     import torch
 
+    from kdbench import scan
     from kdbench.provenance import device_name, git_state, versions
 
     yield from versions().items()
@@ -122,6 +123,7 @@ def _parts(root: Path) -> Iterator[tuple[str, str]]:
         "methods",
         f"{own} of kdbench, {len(plugins.method_names()) - own} installed" + "".join(f"; {p}" for p in problems),
     )
+    yield from scan.states()
     compiler = shutil.which("g++") or shutil.which("c++")
     yield "recipe.compile on CPU", "compiler found" if compiler else "no C++ compiler: leave `compile: false`"
     yield "shell completion", "kdbench --install-completion" if importlib.util.find_spec("typer") else "absent"

@@ -66,9 +66,10 @@ def svd(matrix: Tensor, n_eigenvecs: int | None = None, **options: Any) -> tuple
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     squares, basis = torch.linalg.eigh(tall.T @ tall)
     if squares[0] > 1e-6 * squares[-1]:
-        image = tall @ basis.flip(1)
+        basis = basis.flip(1)
+        image = tall @ basis
         values = image.norm(dim=0)
-        u, vt = image / values, basis.flip(1).T
+        u, vt = image / values, basis.T
         u, vt = (u, vt) if tall is matrix else (vt.T, u.T)
     else:
         u, values, vt = torch.linalg.svd(matrix, full_matrices=False)

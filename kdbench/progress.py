@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from kdbench.engine import Progress
     from kdbench.job import Job
     from kdbench.result import Result
+    from kdbench.task import Progress
 
 PLAIN_SECONDS = 30.0  # between lines about epochs of a long job
 

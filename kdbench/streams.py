@@ -8,6 +8,7 @@ interrupted, resumed or moved between devices.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from kdbench.lazy import torch
 
@@ -62,3 +63,18 @@ def draw(seed: int, epoch: int, weights_N: torch.Tensor, *, stage: int = 0) -> t
     counter = torch.arange(n, dtype=torch.int64, device=weights_N.device)
     u = uniform(derive(seed, "draw", stage, epoch), counter).double() * cumulative[-1]
     return torch.searchsorted(cumulative, u, right=True).clamp_(max=n - 1)
+
+
+class seeded:
+    """Run a block with torch's global generators set to a derived seed; they are restored afterwards."""
+
+    def __init__(self, seed: int, *names: str | int) -> None:
+        self.seed = derive(seed, *names)
+
+    def __enter__(self) -> None:
+        self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdbench import checkpoint, evaluate, flops, models
 from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
-from kdbench.engine import Engine, Progress, Task, seeded, split_logits
+from kdbench.engine import Engine
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.job import FrozenRole
@@ -27,6 +27,8 @@ from kdbench.losses import cross_entropy
 from kdbench.method import Method, Plan, Stage
 from kdbench.models import weights
 from kdbench.recipe import precision_on
+from kdbench.streams import seeded
+from kdbench.task import Progress, Task
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def obtain(
 
     Raises:
         UserError: weights that do not fit the model, or pretrained weights that cannot be had.
-        kdbench.engine.Diverged: its training diverged.
+        kdbench.task.Diverged: its training diverged.
     """
     device = data.train.images.device
     folder = runs / "teachers" / role.key
@@ -109,7 +111,7 @@ def obtain(
         model.requires_grad_(False).eval()
         precision = precision_on(role.recipe.precision if role.recipe else "auto", device)
         logits = {
-            name: split_logits(model, split, data, precision)
+            name: evaluate.split_logits(model, split, data, precision)
             for name, split in (("val", data.val), ("test", data.test))
         }
         labels = {"val": data.val.labels, "test": data.test.labels}

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from kdbench import checkpoint, data, evaluate, flops, memory, models, teachers
 from kdbench.data import DataSet, Split
-from kdbench.engine import Diverged, Engine, Progress, Task, Trained, seeded, split_logits
+from kdbench.engine import Engine
 from kdbench.files import write_atomically
 from kdbench.job import FrozenRole, Job
 from kdbench.method import Refusal
 from kdbench.provenance import provenance
 from kdbench.recipe import precision_on
 from kdbench.result import Cost, Result, Teacher
+from kdbench.streams import seeded
+from kdbench.task import Diverged, Progress, Task, Trained
 from kdbench.teachers import Frozen
 
 
@@ -135,7 +137,7 @@ class Workbench:
             ("val", self.data.val, teacher.val_NC),
             ("test", self.data.test, teacher.test_NC),
         ):
-            logits_NC = split_logits(trained.answer, split, self.data, precision)
+            logits_NC = evaluate.split_logits(trained.answer, split, self.data, precision)
             found = evaluate.scores(logits_NC, split.labels, teacher_NC)
             scores |= {f"{name}/{metric}": value for metric, value in found.items()}
         cost = Cost(

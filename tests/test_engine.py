@@ -14,7 +14,7 @@ from training import assert_same, digits, network, recipe, snapshot, states, tas
 
 from kdbench.augment import pixels
 from kdbench.batch import Batch, Probe
-from kdbench.engine import Diverged, Engine, Sum
+from kdbench.engine import Engine
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
 from kdbench.methods.chain import Chain
 from kdbench.methods.crd import CRD
@@ -26,6 +26,7 @@ from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.simkd import SimKD
 from kdbench.streams import derive, order
+from kdbench.task import Diverged, Sum
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ from torch import nn
 
 from kdbench import data, models
 from kdbench.data import DataSet
-from kdbench.engine import Engine, State, Task, Trained, seeded
+from kdbench.engine import Engine
 from kdbench.method import Method
 from kdbench.spec import Data, Recipe
+from kdbench.streams import seeded
+from kdbench.task import State, Task, Trained
 
 SPECS = {
     "teacher": ("cnn", {"widths": [8, 16, 16]}),

@@ -1,0 +1,79 @@
+"""What goes into a training, where it stands, and what comes out: the engine's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data import DataSet
+from kdbench.method import Method, Plan
+from kdbench.spec import Recipe
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the sentence becomes the result."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that one training needs. `models` maps every role of the plan to a module on the device."""
+
+    method: Method
+    plan: Plan
+    models: Mapping[str, nn.Module]
+    data: DataSet  # on the device
+    recipe: Recipe
+    seed: int
+
+
+@dataclass
+class State:
+    """Where a training stands; a checkpoint holds exactly this."""
+
+    stage: int = 0
+    epoch: int = 0  # the next one of the stage
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    seconds: float = 0.0
+    images: int = 0
+    tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The deployed answer and what its training cost."""
+
+    answer: nn.Module
+    parts: tuple[nn.Module, ...]  # the deployed model of every answer role, in order
+    curves: dict[str, list[float | None]]
+    seconds: float
+    images: int
+    epochs: int
+    learner_parameters: int
+    head_parameters: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Reported after each epoch."""
+
+    stage: int
+    stages: int
+    epoch: int
+    epochs: int
+    images_per_second: float
+    metrics: dict[str, float]
+
+
+class Sum(nn.Module):
+    """Summed logits of several models: the answer of a plan with more than one role."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([model(x) for model in self.models]).sum(0)
