@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench import picture, render
+from kdbench import render
 from kdbench.board import rank
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
@@ -89,6 +89,8 @@ def publish(suite: Suite, store: Store, root: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
+    from kdbench import picture  # matplotlib, a second to import
+
     board = rank(heading(suite), current(suite, store))
     name = suite.file.name
     pages = {f"{name}.md": render.markdown(board), f"{name}.svg": picture.svg(board)}

@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdbench import flops, models
-from kdbench.board import rank
 from kdbench.data import DataSet, default_root
 from kdbench.errors import UserError, did_you_mean
 from kdbench.job import Job, expand
 from kdbench.progress import display
-from kdbench.publish import current, heading, publish, tables
 from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run
 from kdbench.spec import Model
-from kdbench.standing import Board
 from kdbench.store import Store
 from kdbench.suite import Suite, load
 from kdbench.workbench import Workbench
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from kdbench.standing import Board
 
 
 @dataclass
@@ -119,12 +118,17 @@ class Session:
             self._report(summary, console, published)
         return 1 if summary.troubled else 0
 
+    # The board needs scipy and matplotlib, which take longer to import than a small job to train: only at the end.
     def _publish(self) -> list[Path]:
         if any(not job.comparable for job in self.jobs):
             return []
+        from kdbench.publish import publish
+
         return publish(self.suite, self.store, self.root)
 
     def _report(self, summary: Summary, console: Console, published: Sequence[Path]) -> None:
+        from kdbench.publish import tables
+
         for table in tables(self._board(summary)):
             console.print(table)
         for result in summary.troubled:
@@ -142,6 +146,9 @@ class Session:
 
     def _board(self, summary: Summary) -> Board:
         """The suite's board; where this run is not comparable, one of this run alone, for the terminal only."""
+        from kdbench.board import rank
+        from kdbench.publish import current, heading
+
         if all(job.comparable for job in self.jobs):
             return rank(heading(self.suite), current(self.suite, self.store))
         ran = {(job.pair, job.label): None for job in self.jobs}

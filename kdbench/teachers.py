@@ -90,18 +90,10 @@ def obtain(
     device = data.train.images.device
     folder = runs / "teachers" / role.key
     shape = (data.channels, data.size, data.size)
-    with seeded(role.model.seed, "init", "teacher"):
-        model = models.build(
-            role.model.model,
-            role.model.options,
-            classes=data.classes,
-            channels=data.channels,
-            size=data.size,
-            pretrained=role.model.pretrained,
-            folder=role.folder,
-        ).to(device)
+    model = _initial(role, data)
     stored = _stored(folder, model, warn)
     if stored is None:
+        model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
         parameters, macs = flops.count(model, shape)
         seconds = 0.0
         if role.recipe is not None:
@@ -127,6 +119,19 @@ def obtain(
     model.requires_grad_(False).eval()
     model.to(memory_format=torch.channels_last)
     return Frozen(model, record, logits["val"].to(device), logits["test"].to(device))
+
+
+def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
+    with seeded(role.model.seed, "init", "teacher"):
+        return models.build(
+            role.model.model,
+            role.model.options,
+            classes=data.classes,
+            channels=data.channels,
+            size=data.size,
+            pretrained=role.model.pretrained,
+            folder=role.folder,
+        ).to(data.train.images.device)
 
 
 def _train(

@@ -1,16 +1,21 @@
-"""The command line as a user meets it: in a process of its own, from a folder of its own."""
+"""The command line as a user meets it, from a folder of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from kdbench import cli
 
 SUITE = """
 name: little
@@ -27,15 +32,26 @@ seeds: [0, 1]
 """
 
 
-def kdbench(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdbench", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@dataclass
+class Done:
+    returncode: int | str | None
+    stdout: str
+    stderr: str
+
+
+def kdbench(folder: Path, *arguments: str) -> Done:
+    """What `kdbench ...` does in that folder; in this process, because importing torch takes seconds."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    code: int | str | None = 0
+    try:
+        sys.argv = ["kdbench", *arguments]
+        with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = argv
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
