@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from kdbench import checkpoint, data, evaluate, flops, memory, models, teachers
+from kdbench import checkpoint, data, evaluate, flops, memory, models, scan, teachers
 from kdbench.data import DataSet, Split
 from kdbench.engine import Engine
 from kdbench.files import write_atomically
@@ -158,7 +158,10 @@ class Workbench:
         state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
         write_atomically(self.runs / "students" / f"{job.key}.safetensors", safetensors(state))
         (self.runs / "checkpoints" / f"{job.key}.pt").unlink(missing_ok=True)
-        return dataclasses.replace(base, scores=scores, curves=trained.curves, cost=cost)
+        made = base.provenance
+        if (backend := scan.backend_in_use(trained.answer)) is not None:
+            made = {**made, "scan": backend}
+        return dataclasses.replace(base, scores=scores, curves=trained.curves, cost=cost, provenance=made)
 
     @property
     def shape(self) -> tuple[int, int, int]:

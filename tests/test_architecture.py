@@ -15,7 +15,20 @@ PACKAGE = Path(kdbench.__file__).parent
 LAYERS = (
     ("__init__", "errors", "lazy", "files", "statistics"),
     ("batch", "method", "spec", "result", "streams", "allocator"),
-    ("losses", "recipe", "augment", "taps", "flops", "memory", "provenance", "plugins", "yamlfile", "mpo", "matrices", "scan"),
+    (
+        "losses",
+        "recipe",
+        "augment",
+        "taps",
+        "flops",
+        "memory",
+        "provenance",
+        "plugins",
+        "yamlfile",
+        "mpo",
+        "matrices",
+        "scan",
+    ),
     ("models", "data", "methods", "evaluate", "task", "wording", "schema", "tunespace", "configure", "checks"),
     ("suite", "engine", "checkpoint", "standing"),
     ("job", "board"),
@@ -88,7 +101,9 @@ def test_the_core_names_no_method() -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_a_method_sees_the_vocabulary_and_the_losses(path: Path) -> None:
-    companions = {"opdf": {"matrices", "mpo", "mpo_shapes"}}.get(path.stem, set())  # the mathematics of one method, docs/adr/0006
+    companions = {"opdf": {"matrices", "mpo", "mpo_shapes"}}.get(
+        path.stem, set()
+    )  # the mathematics of one method, docs/adr/0006
     allowed = {"batch", "method", "losses", "lazy"} | companions
     seen = {target for target in imports(path, lazily=True) if not target.startswith("methods.")}
     assert seen <= allowed

@@ -271,11 +271,12 @@ def test_a_small_suite(folder: Path) -> None:
         ),
         ("method: ./plain.py", "method: 3", "7:19: methods.plain.method: expects the name of a method, got 3"),
         ("{method: ./plain.py}", "kd", "7:10: methods.plain: expects a map such as {method: kd}, got 'kd'"),
-        ("{method: ./plain.py}", "", "7:3: methods.plain: unknown method 'plain'"),
+        ("{method: ./plain.py}", "", "7:3: methods.plain: unknown method 'plain' (did you mean 'chain'?)"),
         (
             "{method: ./plain.py}",
             "{temperature: 3}",
-            "7:3: methods.plain: unknown method 'plain'; a label of your own needs `method: <name>` beside its knobs",
+            "7:3: methods.plain: unknown method 'plain' (did you mean 'chain'?); "
+            "a label of your own needs `method: <name>` beside its knobs",
         ),
         ("methods:\n  plain: {method: ./plain.py}", "methods: {}", "6:1: methods: needs at least one entry"),
     ],
