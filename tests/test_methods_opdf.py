@@ -34,6 +34,11 @@ STUDENT = ("cnn", {"widths": [4, 8, 8]})
 VIT = {"patch_size": 2, "embed_dim": 12, "num_heads": 2, "mlp_ratio": 2}
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def digits() -> DataSet:
     return training.digits()
