@@ -233,3 +233,17 @@ def test_results_that_cannot_be_written_stop_the_run_with_a_sentence(desk: Desk)
     (desk.folder / "board").write_text("in the way")
     with pytest.raises(UserError, match="cannot write results"):
         desk.run()
+
+
+def test_a_teacher_is_read_from_a_file_and_the_file_is_part_of_the_identity(desk: Desk) -> None:
+    jobs, bench, _ = desk.open()
+    teacher = bench.teacher(jobs[0].frozen["teacher"])
+    torch.save({"state_dict": teacher.model.state_dict()}, desk.folder / "teacher.pt")
+    desk.write(SUITE.replace("train: {epochs: 3}", "weights: teacher.pt"))
+    found = desk.run()
+    assert {r.status for r in found.results} == {"ok"}
+    assert {r.teacher.sha256 for r in found.results} == {teacher.record.sha256}
+    assert {r.teacher.scores["val/top1"] for r in found.results} == {teacher.record.scores["val/top1"]}
+    assert {r.cost.teacher_seconds for r in found.results} == {0.0}
+    torch.save({k: v * 1.5 for k, v in teacher.model.state_dict().items()}, desk.folder / "teacher.pt")
+    assert not {r.key for r in found.results} & {job.key for job in desk.open()[0]}
