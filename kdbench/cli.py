@@ -132,12 +132,12 @@ def plan(
 @app.command()
 def board(suite: SuitePath, results: Results = Path("leaderboard")) -> None:
     """Render the board again from the stored results; needs no data."""
-    from kdbench.publish import publish
+    from kdbench.publish import board_of, publish
     from kdbench.store import Store
     from kdbench.suite import load
 
     loaded = load(suite)
-    for path in publish(loaded, Store(results, loaded.file.name, _warn), results):
+    for path in publish(board_of(loaded, Store(results, loaded.file.name, _warn)), results):
         typer.echo(str(path))
 
 

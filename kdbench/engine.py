@@ -56,8 +56,7 @@ class Engine:
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
         self.state = state or State()
-        self.images = task.data.train.images
-        self.device = self.images.device
+        self.device = task.data.train.images.device
         self.precision = precision_on(task.recipe.precision, self.device)
         self.examples = len(task.data.train.labels)
         self.targets_NC = torch.eye(task.data.classes, device=self.device)[task.data.train.labels]

@@ -63,10 +63,13 @@ def _ece(confidence_N: torch.Tensor, correct_N: torch.Tensor) -> float:
 
 
 def logits(
-    model: Callable[[torch.Tensor], torch.Tensor], fetch: Callable[[torch.Tensor], torch.Tensor], n: int, batch: int
+    model: Callable[[torch.Tensor], torch.Tensor],
+    fetch: Callable[[torch.Tensor], torch.Tensor],
+    n: int,
+    batch: int,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """The model's logits (n, C) in float32; `fetch(index)` gives the pixels of examples. The caller sets eval mode."""
-    device = fetch(torch.zeros(1, dtype=torch.int64)).device
     with torch.inference_mode():
         parts = [model(fetch(torch.arange(i, min(i + batch, n), device=device))).float() for i in range(0, n, batch)]
     return torch.cat(parts)
@@ -76,8 +79,9 @@ def split_logits(model: nn.Module, split: Split, data: DataSet, precision: str =
     """A model's logits (N, C) on a split, in eval mode, without augmentation; its training mode is restored."""
     training = model.training
     model.eval()
-    with autocast(precision, split.images.device):
-        out = logits(model, lambda index: fetch(split, data, index), len(split.labels), BATCH)
+    device = split.images.device
+    with autocast(precision, device):
+        out = logits(model, lambda index: fetch(split, data, index), len(split.labels), BATCH, device)
     model.train(training)
     return out
 

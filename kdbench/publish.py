@@ -83,7 +83,12 @@ def _model(name: str, options: dict[str, Any]) -> str:
     return f"{Path(name).name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else Path(name).name
 
 
-def publish(suite: Suite, store: Store, root: Path) -> list[Path]:
+def board_of(suite: Suite, store: Store) -> Board:
+    """The suite's board, from what is stored."""
+    return rank(heading(suite), current(suite, store))
+
+
+def publish(board: Board, root: Path) -> list[Path]:
     """Write the board, its picture and the index; the paths, the board first.
 
     Raises:
@@ -91,8 +96,7 @@ def publish(suite: Suite, store: Store, root: Path) -> list[Path]:
     """
     from kdbench import picture  # matplotlib, a second to import
 
-    board = rank(heading(suite), current(suite, store))
-    name = suite.file.name
+    name = board.heading.suite
     pages = {f"{name}.md": render.markdown(board), f"{name}.svg": picture.svg(board)}
     try:
         for file, text in pages.items():

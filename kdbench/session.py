@@ -111,25 +111,26 @@ class Session:
                 f"stopped; {left} of {len(self.jobs)} jobs are left. The same command continues where this one stopped."
             )
             return 130
-        published = self._publish()
+        board = self._board(summary)
+        published = self._publish(board)
         if as_json:
             console.print_json(json.dumps(self._json(summary)))
         else:
-            self._report(summary, console, published)
+            self._report(summary, board, console, published)
         return 1 if summary.troubled else 0
 
     # The board needs scipy and matplotlib, which take longer to import than a small job to train: only at the end.
-    def _publish(self) -> list[Path]:
+    def _publish(self, board: Board) -> list[Path]:
         if any(not job.comparable for job in self.jobs):
             return []
         from kdbench.publish import publish
 
-        return publish(self.suite, self.store, self.root)
+        return publish(board, self.root)
 
-    def _report(self, summary: Summary, console: Console, published: Sequence[Path]) -> None:
+    def _report(self, summary: Summary, board: Board, console: Console, published: Sequence[Path]) -> None:
         from kdbench.publish import tables
 
-        for table in tables(self._board(summary)):
+        for table in tables(board):
             console.print(table)
         for result in summary.troubled:
             console.print(
@@ -147,10 +148,10 @@ class Session:
     def _board(self, summary: Summary) -> Board:
         """The suite's board; where this run is not comparable, one of this run alone, for the terminal only."""
         from kdbench.board import rank
-        from kdbench.publish import current, heading
+        from kdbench.publish import board_of, heading
 
         if all(job.comparable for job in self.jobs):
-            return rank(heading(self.suite), current(self.suite, self.store))
+            return board_of(self.suite, self.store)
         ran = {(job.pair, job.label): None for job in self.jobs}
         seeds = tuple(dict.fromkeys(job.seed for job in self.jobs))
         pairs = tuple(dict.fromkeys(pair for pair, _ in ran))
