@@ -45,6 +45,27 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The answer of the first k roles of a plan that answers with several: what it is worth if one stops there."""
+
+    role: str  # the k-th
+    scores: dict[str, float]  # val/*, test/* of the first k together
+    alone: dict[str, float]  # val/*, test/* of the k-th alone
+    parameters: int  # of the first k together
+    macs: int  # of the first k together, one image
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Early exit: an image goes on to the next role while the most probable class has less than `threshold`."""
+
+    threshold: float
+    scores: dict[str, float]  # val/top1, test/top1
+    macs: dict[str, float]  # expected for one image: {"val": ..., "test": ...}
+    leaving: list[float]  # share of test images that leave at each k
+
+
+@dataclass(frozen=True)
 class Result:
     key: str
     suite: str
@@ -60,6 +81,9 @@ class Result:
     cost: Cost | None = None
     teacher: Teacher | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    track: str = "default"  # "tuned": the knobs were chosen by `kdbench tune`
+    prefixes: list[Prefix] = field(default_factory=list)  # empty where one role answers alone
+    exits: list[Exit] = field(default_factory=list)  # by rising threshold
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -78,6 +102,8 @@ class Result:
                 raise ValueError(f"unknown fields {sorted(extra)}")
             raw["cost"] = Cost(**raw["cost"]) if raw.get("cost") else None
             raw["teacher"] = Teacher(**raw["teacher"]) if raw.get("teacher") else None
+            raw["prefixes"] = [Prefix(**prefix) for prefix in raw.get("prefixes", ())]
+            raw["exits"] = [Exit(**leave) for leave in raw.get("exits", ())]
             return cls(**raw)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(str(error)) from error
