@@ -14,7 +14,7 @@ PACKAGE = Path(kdbench.__file__).parent
 # Lower lines may import higher ones; a module may import its own line.
 LAYERS = (
     ("__init__", "errors", "lazy", "files", "statistics"),
-    ("batch", "method", "spec", "result", "streams", "allocator"),
+    ("batch", "method", "spec", "result", "streams", "allocator", "lease"),
     (
         "losses",
         "recipe",
@@ -31,10 +31,11 @@ LAYERS = (
     ),
     ("models", "data", "methods", "evaluate", "task", "wording", "schema", "tunespace", "configure", "checks"),
     ("suite", "engine", "checkpoint", "standing"),
-    ("job", "board"),
+    ("job", "board", "anytime"),
     ("store", "teachers", "cells"),
-    ("render", "picture", "workbench"),
+    ("render", "render_anytime", "render_tuned", "picture", "picture_anytime", "workbench"),
     ("runner", "listing", "progress", "estimate"),
+    ("tracks",),
     ("publish",),
     ("session",),
     ("cli", "__main__"),
