@@ -1,22 +1,44 @@
-"""Pixels of a batch: crop, flip and normalise in batched tensor code where the images lie.
+"""Pixels of a batch: crop, flip, RandAugment and normalise in batched tensor code where the images lie.
 
 Counter-based: what happens to an example depends on (seed, epoch, view, its index) and on nothing else, so it does not
 matter how a run was batched, interrupted or resumed, nor which method is trained.
+
+Images are a tensor on the device, or a `Source` that reads them when they are needed: then `stream`, which knows the
+batches of an epoch beforehand, lets it read ahead of the step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from kdbench.cutmix import cut_and_mixed
+from kdbench.rand_augment import rand_augmented
+from kdbench.resized_crop import boxes, resampled
 from kdbench.spec import Augment, Recipe
 from kdbench.streams import derive, integers
 
 if TYPE_CHECKING:
     from kdbench.data import DataSet, Split
+
+
+class Source(Protocol):
+    """Images that do not lie in memory. Indices, sizes and boxes are int64 on the CPU; images uint8 on the device."""
+
+    def sizes(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Heights and widths (B,) of images as they are stored."""
+        ...
+
+    def read(self, requests: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
+        """For each request its images (B, channels, H, H), in order, read ahead of whoever iterates.
+
+        A request is (indices (B,), boxes (B, 4) of `kdbench.resized_crop`); without boxes the view for evaluation.
+        """
+        ...
 
 
 def pixels(
@@ -32,8 +54,9 @@ def pixels(
 ) -> Tensor:
     """Normalised pixels of the examples `index_B`.
 
-    An image is padded with black (0) by `augment.crop` pixels on every side, cropped back to its size at a uniformly
-    random place, and flipped left to right with probability 1/2; then x / 255 is normalised with `mean` and `std`.
+    An image is padded with black (0) by `augment.crop` pixels on every side and cropped back to its size at a uniformly
+    random place, or a random window of it is resampled to its size; it is flipped left to right with probability 1/2;
+    RandAugment's operations follow; then x / 255 is normalised with `mean` and `std`.
 
     Args:
         images: uint8 (N, channels, H, W), on the device.
@@ -46,10 +69,27 @@ def pixels(
         float32 (B, channels, H, W), on the same device. Nothing waits for the device.
     """
     x = images.index_select(0, index_B)
-    if augment is not None and (augment.crop or augment.flip):
+    if augment is not None:
+        if augment.random_resized_crop is not None:
+            height_B, width_B = (torch.full_like(index_B, side) for side in x.shape[2:])
+            box_B4 = boxes(index_B, height_B, width_B, augment.random_resized_crop, seed=seed, epoch=epoch, view=view)
+            x = resampled(x, box_B4, x.shape[2])
+        x = _augmented(x, index_B, augment, seed=seed, epoch=epoch, view=view)
+    return _normalised(x, mean, std)
+
+
+def _augmented(x: Tensor, index_B: Tensor, augment: Augment, *, seed: int, epoch: int, view: int) -> Tensor:
+    """What follows a resized crop, on uint8 images (B, channels, H, W) that already lie on the device."""
+    if augment.crop or augment.flip:
         top_B, left_B, flip_B = parameters(index_B, augment, seed=seed, epoch=epoch, view=view)
         x = _shift(x, top_B - augment.crop, left_B - augment.crop, flip_B)
-    scale, shift = _affine(mean, std, images.device)
+    if augment.rand_augment is not None:
+        x = rand_augmented(x, index_B, augment.rand_augment, seed=seed, epoch=epoch, view=view)
+    return x
+
+
+def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    scale, shift = _affine(mean, std, x.device)
     # Two roundings on every device; a fused multiply-add would round once, and only in some kernels.
     return x.to(torch.float32).mul_(scale).add_(shift)
 
@@ -97,14 +137,63 @@ def fetch(
     view: int = 0,
 ) -> Tensor:
     """Normalised pixels of examples, augmented when a recipe and a (seed, epoch) key are given."""
-    x = pixels(
-        split.images,
-        index,
-        augment=recipe.augment if recipe else None,
-        seed=key[0],
-        epoch=key[1],
-        mean=data.mean,
-        std=data.std,
-        view=view,
-    )
+    images, augment = split.images, recipe.augment if recipe else None
+    if isinstance(images, Tensor):
+        seed, epoch = key
+        x = pixels(images, index, augment=augment, seed=seed, epoch=epoch, mean=data.mean, std=data.std, view=view)
+    else:
+        (read,) = images.read([_request(images, index.cpu(), augment, key, view)])
+        x = _finished(read, data, index, augment, key, view)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def stream(
+    split: Split,
+    data: DataSet,
+    batches: Sequence[Tensor],
+    recipe: Recipe | None = None,
+    key: tuple[int, int] = (0, 0),
+    views: int = 1,
+) -> Iterator[list[Tensor]]:
+    """What `fetch` gives for each batch of indices, one tensor a view; images that must be read are read ahead."""
+    images, augment = split.images, recipe.augment if recipe else None
+    if isinstance(images, Tensor):
+        for index_B in batches:
+            yield [fetch(split, data, index_B, recipe, key, view) for view in range(views)]
+        return
+    known = torch.cat(list(batches)).cpu().split([len(index_B) for index_B in batches])  # one wait for the device
+    requests = (_request(images, index_B, augment, key, view) for index_B in known for view in range(views))
+    arriving = images.read(requests)
+    for index_B in batches:
+        made = [_finished(next(arriving), data, index_B, augment, key, view) for view in range(views)]
+        yield [x.contiguous(memory_format=torch.channels_last) for x in made]
+    for _ in arriving:  # nothing is left: this lets the source end its work
+        raise AssertionError("a source gave more than was asked for")
+
+
+def mixed(
+    views: Sequence[Tensor], targets_BC: Tensor, index_B: Tensor, recipe: Recipe, key: tuple[int, int]
+) -> tuple[list[Tensor], Tensor]:
+    """Views and targets of a batch, mixed where the recipe's augmentation mixes examples; else as they are."""
+    if recipe.augment.cutmix is None:
+        return list(views), targets_BC
+    seed, epoch = key
+    return cut_and_mixed(views, targets_BC, index_B, recipe.augment.cutmix, seed=seed, epoch=epoch)
+
+
+def _request(
+    images: Source, index_B: Tensor, augment: Augment | None, key: tuple[int, int], view: int
+) -> tuple[Tensor, Tensor | None]:
+    if augment is None or augment.random_resized_crop is None:
+        return index_B, None
+    seed, epoch = key
+    sizes = images.sizes(index_B)
+    return index_B, boxes(index_B, *sizes, augment.random_resized_crop, seed=seed, epoch=epoch, view=view)
+
+
+def _finished(
+    x: Tensor, data: DataSet, index_B: Tensor, augment: Augment | None, key: tuple[int, int], view: int
+) -> Tensor:
+    if augment is not None:
+        x = _augmented(x, index_B, augment, seed=key[0], epoch=key[1], view=view)
+    return _normalised(x, data.mean, data.std)

@@ -6,6 +6,7 @@ Shape legend, used as suffixes in the whole code base:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ class Profile:
     taps: dict[str, tuple[int, ...]]
     examples: int  # training examples N: the length of a memory indexed by `Batch.index_B`
     input_shape: tuple[int, ...] = ()  # (channels, H, W)
+    logits_NC: Tensor | None = None  # on the unaugmented training set; of teachers, where `Needs.probe` is set
+    answers: int = 1  # roles that answer together, in the whole plan
 
     @property
     def blocks(self) -> list[tuple[int, ...]]:
@@ -89,9 +92,22 @@ class Profile:
 
 @dataclass(frozen=True)
 class Probe:
-    """The learner's view of the whole training set, unaugmented, before an epoch; made when `Needs.probe` is set."""
+    """A learner's view of the whole training set, unaugmented; made when `Needs.probe` is set.
+
+    `sample` is given one before an epoch, `review` one after a stage's last. `heads` may be read, not changed.
+    """
 
     logits_NC: Tensor
     labels_N: Tensor
     epoch: int
     epochs: int
+    role: str = "student"
+    heads: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a method found out about a learner whose stage is over."""
+
+    values: Mapping[str, float] = field(default_factory=dict)  # curves `train/<role>/<name>`, at the last epoch
+    notes: tuple[str, ...] = ()  # sentences for the result

@@ -12,6 +12,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from kdbench.anytime import anytime
 from kdbench.result import Result
 from kdbench.standing import (
     BETTER,
@@ -73,7 +74,7 @@ def rank(heading: Heading, results: Iterable[Result]) -> Board:
 def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
     labels = [label for cell, label in heading.cells if cell == pair]
     of = {label: {r.seed: r for r in results if r.method == label} for label in labels}
-    alarms = _alarms(results)
+    alarms = _alarms(heading, pair, results)
     teacher = _teacher(heading, pair, results)
     plain = {label: _row(heading, pair, label, of[label], bool(alarms)) for label in labels}
     if not alarms:
@@ -82,17 +83,21 @@ def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
     means = [round(row.top1.mean, 9) for row in ranked if row.top1]
     placed = [replace(row, place=means.index(mean) + 1) for row, mean in zip(ranked, means, strict=True)]
     recipes = _distinct(json.dumps(r.job["recipe"], sort_keys=True) for r in results if "recipe" in r.job)
+    rows = (*_claimed(placed, len(heading.seeds)), *(row for row in plain.values() if row.why_unranked))
+    early = (anytime(row.label, of[row.label], row.reported) for row in rows)
     return Table(
         pair=pair,
         teacher=teacher,
-        rows=(*_claimed(placed, len(heading.seeds)), *(row for row in plain.values() if row.why_unranked)),
+        rows=rows,
         alarms=alarms,
         roles=heading.roles.get(pair, {}),
         recipe=json.loads(recipes[0]) if len(recipes) == 1 else None,
+        note=heading.notes.get(pair, ""),
+        anytime=tuple(found for found in early if found),
     )
 
 
-def _alarms(results: Sequence[Result]) -> tuple[str, ...]:
+def _alarms(heading: Heading, pair: str, results: Sequence[Result]) -> tuple[str, ...]:
     """Sentences where the rows of a pair were not made under the same conditions."""
     alarms = []
     conditions = {
@@ -101,6 +106,10 @@ def _alarms(results: Sequence[Result]) -> tuple[str, ...]:
         "train/validation splits": _by(results, lambda r: r.provenance.get("split")),
         "recipes": _by(results, lambda r: json.dumps(r.job["recipe"], sort_keys=True) if "recipe" in r.job else None),
     }
+    if heading.tunings:  # a recipe may be among what was tuned; the budget may not differ
+        del conditions["recipes"]
+        conditions["tuning budgets"] = _budgets(heading, pair)
+        conditions["ways of tuning"] = _ways(heading, pair)
     for what, groups in conditions.items():
         if len(groups) > 1:
             sides = (labels if what == "recipes" else f"{value}: {labels}" for value, labels in groups.items())
@@ -115,6 +124,33 @@ def _by(results: Sequence[Result], of: Callable[[Result], Any]) -> dict[str, str
         if (value := of(result)) is not None:
             groups.setdefault(str(value), set()).add(result.method)
     return {value: ", ".join(sorted(groups[value])) for value in sorted(groups)}
+
+
+def _budgets(heading: Heading, pair: str) -> dict[str, str]:
+    """Budget of tuning -> the labels that had it; where all configurations were tried, more would change nothing.
+
+    A budget in seconds is kept by whoever spent it: the last trial runs past it.
+    """
+    groups: dict[tuple[float, str], list[str]] = {}
+    for (cell, label), tuning in sorted(heading.tunings.items()):
+        if cell != pair or tuning.exhausted:
+            continue
+        if heading.gpu_seconds is None:
+            budget = (float(tuning.trials), f"{tuning.trials} trial{'' if tuning.trials == 1 else 's'}")
+        else:
+            spent = min(tuning.gpu_seconds, heading.gpu_seconds)
+            budget = (spent, f"{spent:.0f} s")
+        groups.setdefault(budget, []).append(label)
+    return {budget[1]: ", ".join(groups[budget]) for budget in sorted(groups)}
+
+
+def _ways(heading: Heading, pair: str) -> dict[str, str]:
+    """Metric, epochs and seeds of tuning -> the labels that were tuned so."""
+    groups: dict[str, list[str]] = {}
+    for (cell, label), tuning in sorted(heading.tunings.items()):
+        if cell == pair and not tuning.exhausted:
+            groups.setdefault(tuning.how, []).append(label)
+    return {how: ", ".join(groups[how]) for how in sorted(groups)}
 
 
 def _teacher(heading: Heading, pair: str, results: Sequence[Result]) -> TeacherRow | None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from kdbench import plugins
 from kdbench.errors import did_you_mean
 from kdbench.method import Method, Plan, Refusal
-from kdbench.spec import Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched
+from kdbench.spec import Augment, Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched, rung_role
 from kdbench.tunespace import student_models
 from kdbench.wording import report
 from kdbench.yamlfile import Node, Problems, near
@@ -29,16 +29,21 @@ _GLOB = frozenset("*?[")
 
 @dataclass(frozen=True)
 class RoleNode:
+    """A role of a pair; `rung` is its place in the pair's ladder, where it has its options and perhaps a model."""
+
     pair: str
     role: str
     node: Node
+    rung: int | None = None
 
     @property
     def path(self) -> tuple[str | int, ...]:
-        return ("pairs", self.pair, self.role)
+        return ("pairs", self.pair, self.role) if self.rung is None else ("pairs", self.pair, "ladder", self.rung)
 
     def field(self, name: str) -> Node | None:
-        return self.node.get(name) if isinstance(self.node.value, dict) else None
+        if not isinstance(self.node.value, dict) or (self.rung is not None and name != "model"):
+            return None
+        return self.node.get(name)
 
     @property
     def model(self) -> Node | None:
@@ -52,7 +57,11 @@ def entries(root: Node, *path: str) -> dict[str, Node]:
 
 
 def roles(root: Node) -> Iterator[RoleNode]:
+    """In the order of `Pair.roles`, but for teacher and student."""
     for pair in entries(root, "pairs"):
+        ladder = root.at(("pairs", pair, "ladder"))
+        for index, node in enumerate(ladder.value if ladder is not None and isinstance(ladder.value, list) else ()):
+            yield RoleNode(pair, rung_role(index), node, index)
         for role, node in entries(root, "pairs", pair).items():
             if role not in _PAIR_FIELDS:
                 yield RoleNode(pair, role, node)
@@ -115,7 +124,11 @@ def references(root: Node, folder: Path, problems: Problems) -> None:
         name = _text(node) or ""
         if optimizers and name and name.lower().removeprefix("lookahead_") not in optimizers:
             problems.add(node.mark, path, f"unknown optimiser '{name}'{did_you_mean(name, optimizers)}")
+    rungs = {(item.pair, item.role) for item in roles(root) if item.rung is not None}
     for item in roles(root):
+        if item.rung is None and (item.pair, item.role) in rungs:
+            sentence = "is a rung of the pair's `ladder` already: remove one of them"
+            problems.add(item.node.key or item.node.mark, item.path, sentence)
         _role(item, folder, problems)
     for path_, node in student_models(root):
         _model(node, path_, folder, problems)
@@ -195,10 +208,27 @@ def recipes(root: Node, problems: Problems) -> None:
     if node is None or problems.touch(("recipe",)):
         return
     recipe = Recipe.model_validate(node.plain())
+    inexact = _inexact(recipe, root, ("recipe",), problems)
     for pair in entries(root, "pairs"):
         own = _merged(recipe, root, ("pairs", pair, "recipe"), problems)
+        if own is not None and not inexact:
+            _inexact(own, root, ("pairs", pair, "recipe"), problems)
         for role in entries(root, "pairs", pair) if own is not None else ():
             _merged(own, root, ("pairs", pair, role, "train"), problems)  # type: ignore[arg-type]
+
+
+def _inexact(recipe: Recipe, root: Node, path: tuple[str, ...], problems: Problems) -> bool:
+    """Whether teachers would be asked once about images that change; reported at `path`."""
+    if recipe.teacher_logits == "live" or recipe.augment == Augment():
+        return False
+    node = root.at((*path, "teacher_logits")) or root.at((*path, "augment")) or root.nearest(path)
+    problems.add(
+        node.where,
+        (*path, "teacher_logits"),
+        "`stored` is exact without augmentation only: what teachers say of an image changes with its pixels; "
+        "remove `augment`, or let them run (`live`)",
+    )
+    return True
 
 
 def _merged(recipe: Recipe, root: Node, path: tuple[str, ...], problems: Problems) -> Recipe | None:
@@ -286,7 +316,8 @@ def _plan(method: Method, names: tuple[str, ...]) -> Plan | str:
 
 def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[str]:
     sentences = [
-        f"method '{label}' needs role '{role}' in pair '{pair}'{did_you_mean(role, names)}: add it, or exclude the pair"
+        f"method '{label}' needs role '{role}' in pair '{pair}'{did_you_mean(role, names)}: "
+        f"add {'a `ladder`' if role == rung_role(0) else 'it'}, or exclude the pair"
         for role in dict.fromkeys([*plan.roles, *plan.copies.values()])
         if role not in names and role not in plan.copies
     ]

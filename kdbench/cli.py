@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdbench import __version__
+from kdbench.cli_export import export
+from kdbench.cli_ladder import ladder
+from kdbench.cli_tune import tune
 from kdbench.errors import UserError
+from kdbench.setting import Setting, parse_duration, pick_devices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +48,20 @@ Seeds = Annotated[str | None, typer.Option("--seeds", help="Instead of the suite
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Shorten every training; such results are not comparable.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Jobs at a time, each in a process of its own; 0: in this process.")
+]
+Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
+Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give a job up after 90s, 45m, 2h.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+class Track(str, Enum):
+    default = "default"
+    tuned = "tuned"
+
+
+TrackOf = Annotated[
+    Track, typer.Option("--track", help="default: published knobs; tuned: those that `kdbench tune` chose.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
@@ -85,17 +104,93 @@ def run(
     data_root: DataRoot = None,
     results: Results = Path("leaderboard"),
     runs: Runs = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")] = False,
+    workers: Workers = 0,
+    devices: Devices = None,
+    timeout: Timeout = None,
+    dry_run: DryRun = False,
+    track: TrackOf = Track.default,
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
-    from kdbench.session import Session
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, epochs, track=track.value)
+    _run(setting, device, workers, devices, timeout, dry_run, as_json)
 
-    session = Session.open(suite, data_root, results, runs, device, only, seeds, epochs, _console(stderr=True))
-    if dry_run:
-        _print_plan(session, as_json, cost=False)
-        return
-    sys.exit(session.run(_console(), as_json))
+
+@app.command()
+def retry(
+    suite: SuitePath,
+    only: Only = None,
+    seeds: Seeds = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    results: Results = Path("leaderboard"),
+    runs: Runs = Path("runs"),
+    workers: Workers = 0,
+    devices: Devices = None,
+    timeout: Timeout = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Do the jobs again that failed, diverged or were skipped, and no others."""
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, again=True)
+    _run(setting, device, workers, devices, timeout, dry_run, as_json)
+
+
+@app.command()
+def status(
+    suite: SuitePath, results: Results = Path("leaderboard"), runs: Runs = Path("runs"), as_json: Json = False
+) -> None:
+    """What is running, what waits, what failed and why."""
+    from kdbench import upkeep
+    from kdbench.store import Store
+    from kdbench.suite import load
+
+    loaded = load(suite)
+    rows, total = upkeep.status(loaded, Store(results, loaded.file.name, _warn), runs)
+    if rows or as_json:
+        _emit(rows, as_json)
+    if not as_json:
+        typer.echo(total)
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Other runs' --results folders.")],
+    results: Results = Path("leaderboard"),
+) -> None:
+    """Join results from several machines; render boards anew with `kdbench board`."""
+    from kdbench import upkeep
+
+    merged = upkeep.merge(folders, results)
+    for sentence in (*merged.damaged, *merged.conflicts):
+        _warn(sentence)
+    typer.echo(
+        f"{merged.new} new, {merged.replaced} finished that had failed here, {merged.same} known, "
+        f"{len(merged.conflicts)} in conflict, {len(merged.damaged)} damaged; suites: "
+        + ", ".join(sorted(merged.suites))
+    )
+    sys.exit(1 if merged.conflicts or merged.damaged else 0)
+
+
+@app.command()
+def clean(
+    suites: Annotated[list[Path], typer.Argument(metavar="SUITE...", help="Every suite that uses the runs folder.")],
+    data_root: DataRoot = None,
+    results: Results = Path("leaderboard"),
+    runs: Runs = Path("runs"),
+    dry_run: DryRun = False,
+) -> None:
+    """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
+    from kdbench import upkeep
+
+    opened = [Setting(suite, data_root, results, runs).open("cpu", _warn) for suite in suites]
+    jobs = [job for one in opened for job in one.jobs]
+    useless = upkeep.clean(jobs, [one.store for one in opened], runs)
+    for path, _ in useless:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+        if not dry_run:
+            path.unlink(missing_ok=True)
+    typer.echo(f"{len(useless)} files, {sum(size for _, size in useless) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -120,13 +215,14 @@ def plan(
     data_root: DataRoot = None,
     results: Results = Path("leaderboard"),
     runs: Runs = Path("runs"),
+    track: TrackOf = Track.default,
     as_json: Json = False,
 ) -> None:
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
     from kdbench.session import Session
 
-    session = Session.open(suite, data_root, results, runs, device, only, seeds, epochs, _console(stderr=True))
-    _print_plan(session, as_json, cost=True)
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, epochs, track=track.value)
+    _print_plan(Session.open(setting, device, _console(stderr=True)), as_json, cost=True)
 
 
 @app.command()
@@ -151,6 +247,9 @@ def schema() -> None:
 
 show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
 app.add_typer(show, name="show")
+app.command()(export)
+app.command()(ladder)
+app.command()(tune)
 
 
 @show.command("methods")
@@ -199,6 +298,33 @@ def doctor(data_root: DataRoot = None, as_json: Json = False) -> None:
     _emit(listing.doctor(_root_of(data_root)), as_json)
 
 
+def _run(
+    setting: Setting,
+    device: str,
+    workers: int,
+    devices: str | None,
+    timeout: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """`run` and `retry`: in this process, or with workers where an option asks for what only they can do."""
+    from kdbench.session import Session
+
+    crew = None
+    if workers or devices or timeout:
+        names = pick_devices(devices or device)
+        seconds = parse_duration(timeout) if timeout else None
+        crew = {"workers": workers or len(names), "devices": names, "timeout": seconds}
+    session = Session.open(setting, device if crew is None else "cpu", _console(stderr=True))
+    if dry_run:
+        _print_plan(session, as_json, cost=False)
+        return
+    if not session.jobs:
+        typer.echo("nothing to retry: no job failed, diverged or was skipped")
+        return
+    sys.exit(session.run(_console(), as_json, crew))
+
+
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
@@ -231,9 +357,14 @@ def _emit(rows: list[dict[str, object]], as_json: bool) -> None:
 
 def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:
     rows, total = session.plan(cost)
-    _emit(rows, as_json)
-    if not as_json:
-        typer.echo(total)
+    sizes = session.sizes()
+    if as_json:
+        _emit([row | {"sizes": [size for size in sizes if size["pair"] == row["pair"]]} for row in rows], True)
+        return
+    _emit(rows, False)
+    typer.echo()
+    _emit(sizes, False)
+    typer.echo(total)
 
 
 if TYPE_CHECKING:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import evaluate
-from kdbench.augment import fetch
-from kdbench.batch import Batch, Out, Probe, Profile
+from kdbench.augment import mixed, stream
+from kdbench.batch import Batch, Probe, Profile
 from kdbench.method import Refusal, Stage
+from kdbench.prefixes import combined
 from kdbench.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
+from kdbench.stored import Live, Stored, exact, say
 from kdbench.streams import derive, draw, order, seeded
 from kdbench.taps import Tapped, profile
 from kdbench.task import Diverged, Progress, State, Sum, Task, Trained
@@ -55,6 +57,8 @@ class Engine:
         self.models = dict(task.models)
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
+        self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
+        self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
         self.state = state or State()
         self.device = task.data.train.images.device
         self.precision = precision_on(task.recipe.precision, self.device)
@@ -79,7 +83,7 @@ class Engine:
                 learner.heads.requires_grad_(False).eval()
         parts = self._deployed(plan.answer)
         return Trained(
-            answer=parts[0] if len(parts) == 1 else Sum(parts),
+            answer=parts[0] if len(parts) == 1 else Sum(parts, plan.combine),
             parts=tuple(parts),
             curves=self.state.curves,
             seconds=self.state.seconds,
@@ -87,6 +91,7 @@ class Engine:
             epochs=sum(self._epochs(stage) for stage in plan.stages),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
             head_parameters=sum(self._trained_in(heads) for heads in self.heads.values()),
+            notes=tuple(self.state.notes),
         )
 
     # stages ----------------------------------------------------------------------------------------------------------
@@ -101,6 +106,7 @@ class Engine:
         """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
         task = self.task
         for role, teachers in stage.learners.items():
+            self.known.pop(role, None)  # it learns again
             if role in self.heads:  # it learned in an earlier stage and goes on with the same heads
                 for parameter in self.trainable[role]:
                     parameter.requires_grad_(True)
@@ -114,7 +120,7 @@ class Engine:
                 with seeded(task.seed, "heads", role):
                     heads = task.method.heads(
                         self._profile(role, self.needs.learner),
-                        {t: self._profile(t, self.needs.teacher) for t in teachers},
+                        {t: self._profile(t, self.needs.teacher, t not in stage.learners) for t in teachers},
                     ).to(self.device)
                 self.heads[role] = heads
                 self.trainable[role] = [
@@ -133,9 +139,9 @@ class Engine:
                     learner.optimizer.load_state_dict(resumed["optimizers"][role])
         return learners
 
-    def _profile(self, role: str, names: tuple[str, ...]) -> Profile:
+    def _profile(self, role: str, names: tuple[str, ...], frozen: bool = False) -> Profile:
         data = self.task.data
-        return profile(
+        found = profile(
             self.models[role],
             role,
             names,
@@ -143,6 +149,25 @@ class Engine:
             examples=self.examples,
             input_shape=(data.channels, data.size, data.size),
         )
+        logits_NC = self._over_training(role) if frozen and self.needs.probe else None
+        return replace(found, logits_NC=logits_NC, answers=len(self.task.plan.answer))
+
+    def _over_training(self, role: str) -> Tensor:
+        """What a role that does not learn now says of the training split (N, C), without augmentation; made once."""
+        if role not in self.known:
+            data = self.task.data
+            logits_NC = evaluate.split_logits(self.models[role], data.train, data, self.precision)
+            self.known[role] = logits_NC
+        return self.known[role]
+
+    def _frozen(self, stage: Stage) -> dict[str, Live | Stored]:
+        """The roles that teach in a stage without learning in it."""
+        roles = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
+        for role in roles:
+            self.models[role].requires_grad_(False).eval()
+        if exact(self.task.method, self.task.recipe):
+            return {role: Stored(role, self._over_training(role)) for role in roles}
+        return {role: Live(self._tapped(role, stage)) for role in roles}
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
@@ -150,10 +175,9 @@ class Engine:
         return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.task.recipe.compile)
 
     def _stage(self, number: int, stage: Stage, learners: dict[str, Learner]) -> None:
-        teachers = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
-        frozen = {role: self._tapped(role, stage) for role in teachers}
-        for role in frozen:
-            self.models[role].requires_grad_(False).eval()
+        start = time.perf_counter()
+        frozen = self._frozen(stage)
+        self.state.seconds += time.perf_counter() - start
         epochs, last = self._epochs(stage), number == len(self.task.plan.stages) - 1
         for epoch in range(self.state.epoch if number == self.state.stage else 0, epochs):
             start, images = time.perf_counter(), self.state.images
@@ -162,6 +186,8 @@ class Engine:
             self.state.seconds += seconds
             if (epoch + 1) % self.task.recipe.validate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._validate(stage, last)
+            if epoch + 1 == epochs and self.needs.probe:
+                metrics |= self._review(epoch, epochs, learners)
             for name, value in metrics.items():
                 curve = self.state.curves.setdefault(name, [])
                 curve += [None] * (sum(map(self._epochs, self.task.plan.stages[:number])) + epoch - len(curve))
@@ -174,21 +200,34 @@ class Engine:
             }
             self.save(self.state)
             speed = (self.state.images - images) / max(seconds, 1e-9)
-            self.watch(Progress(number, len(self.task.plan.stages), epoch, epochs, speed, metrics))
-        for tapped in frozen.values():
-            tapped.close()
+            self.watch(Progress(number, len(self.task.plan.stages), epoch, epochs, speed, metrics, self.state.seconds))
+        for teacher in frozen.values():
+            teacher.close()
 
     # one epoch -------------------------------------------------------------------------------------------------------
     def _indices(self, number: int, epoch: int, epochs: int, learners: dict[str, Learner]) -> Tensor:
         """The examples of an epoch in order: a permutation, or a weighted draw where the method samples."""
         seed = self.task.seed
         if self.needs.probe:
-            model = next(iter(learners.values())).model
-            logits_NC = evaluate.split_logits(model, self.task.data.train, self.task.data, self.precision)
-            weights_N = self.task.method.sample(Probe(logits_NC, self.task.data.train.labels, epoch, epochs))
+            role, learner = next(iter(learners.items()))
+            weights_N = self.task.method.sample(self._probe(role, learner, epoch, epochs))
             if weights_N is not None:
                 return draw(seed, epoch, weights_N, stage=number)
         return order(seed, epoch, self.examples, stage=number, device=self.device)
+
+    def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
+        data = self.task.data
+        logits_NC = evaluate.split_logits(learner.model, data.train, data, self.precision)
+        return Probe(logits_NC, data.train.labels, epoch, epochs, role, learner.heads)
+
+    def _review(self, epoch: int, epochs: int, learners: dict[str, Learner]) -> dict[str, float]:
+        """What the method says about learners whose stage is over: values for the curves; sentences are kept."""
+        values: dict[str, float] = {}
+        for role, learner in learners.items():
+            found = self.task.method.review(self._probe(role, learner, epoch, epochs))
+            values |= {f"train/{role}/{name}": value for name, value in found.values.items()}
+            self.state.notes += found.notes
+        return values
 
     def _epoch(
         self,
@@ -197,7 +236,7 @@ class Engine:
         epochs: int,
         stage: Stage,
         learners: dict[str, Learner],
-        frozen: dict[str, Tapped],
+        frozen: dict[str, Live | Stored],
     ) -> dict[str, float]:
         task, recipe = self.task, self.task.recipe
         size = min(recipe.batch_size, self.examples)
@@ -208,10 +247,16 @@ class Engine:
             learner.heads.train()
         rng = torch.Generator(self.device).manual_seed(derive(task.seed, "method", number, epoch))
         sums: dict[str, Tensor] = {}
+        # Stages see different augmentations: their epochs are counted on.
+        key = (task.seed, epoch + sum(map(self._epochs, task.plan.stages[:number])))
+        batches = indices[: steps * size].split(size)
+        pixels = stream(task.data.train, task.data, batches, recipe, key, self.needs.views)
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
         with seeded(task.seed, "dropout", number, epoch):
-            for step in range(steps):
-                batch = self._batch(indices[step * size : (step + 1) * size], number, epoch, epochs, rng)
+            for step, (index_B, seen) in enumerate(zip(batches, pixels, strict=True)):
+                (x, *views), targets_BC = mixed(seen, self.targets_NC[index_B], index_B, recipe, key)
+                batch = Batch(x, targets_BC, index_B, epoch, epochs, rng, number, tuple(views))
+                batch = task.method.batch(batch)
                 if step == 0 and self.needs.hard_labels and (batch.targets_BC.amax(1) < 1).any():
                     name = type(task.method).__name__
                     raise Refusal(f"{name} needs hard labels, but the targets of its batches are mixed or smoothed")
@@ -231,24 +276,13 @@ class Engine:
             raise Diverged(f"{wrong[0]} is not finite in epoch {epoch + 1} of {epochs}" + f", stage {number + 1}")
         return means
 
-    def _batch(self, index_B: Tensor, number: int, epoch: int, epochs: int, rng: torch.Generator) -> Batch:
-        task = self.task
-        # Stages see different augmentations: their epochs are counted on.
-        key = (task.seed, epoch + sum(map(self._epochs, task.plan.stages[:number])))
-        x, *views = (
-            fetch(task.data.train, task.data, index_B, task.recipe, key, view) for view in range(self.needs.views)
-        )
-        batch = Batch(x, self.targets_NC[index_B], index_B, epoch, epochs, rng, number, tuple(views))
-        return task.method.batch(batch)
-
     def _step(
-        self, batch: Batch, stage: Stage, learners: dict[str, Learner], frozen: dict[str, Tapped]
+        self, batch: Batch, stage: Stage, learners: dict[str, Learner], frozen: dict[str, Live | Stored]
     ) -> dict[str, Tensor]:
         """Forward and backward of every role; the terms by curve name, on the device."""
         with autocast(self.precision, self.device):
-            with torch.no_grad():
-                said = {role: _say(tapped, batch) for role, tapped in frozen.items()}
-            outs = {role: _say(learner.forward, batch) for role, learner in learners.items()}
+            said = {role: teacher(batch) for role, teacher in frozen.items()}
+            outs = {role: say(learner.forward, batch) for role, learner in learners.items()}
             said |= {role: out.detach() for role, out in outs.items()}
             terms = {
                 role: self.task.method.loss(outs[role], {t: said[t] for t in teachers}, batch, self.heads[role])
@@ -258,7 +292,8 @@ class Engine:
         torch.stack(list(totals.values())).sum().backward()
         metrics: dict[str, Tensor] = {}
         for role, named in terms.items():
-            prefix = "train/" if len(stage.learners) == 1 and role in self.task.plan.answer else f"train/{role}/"
+            alone = list(stage.learners) == [role] == list(self.task.plan.answer)
+            prefix = "train/" if alone else f"train/{role}/"
             metrics[prefix + "loss"] = totals[role].detach()
             metrics |= {prefix + name: value.detach().float() for name, value in named.items()}
             right_B = outs[role].logits_BC.detach().argmax(1) == batch.labels_B
@@ -274,23 +309,20 @@ class Engine:
         ]
 
     def _validate(self, stage: Stage, last: bool) -> dict[str, float]:
-        data, answer = self.task.data, self.task.plan.answer
-        groups = {"val/": answer} if last else {f"val/{role}/": (role,) for role in stage.learners}
+        """Accuracy and NLL of the answer; before the last stage of each learner, or of the answer as far as to it."""
+        data, plan = self.task.data, self.task.plan
+        so_far = {role: plan.answer[: number + 1] for number, role in enumerate(plan.answer)}
+        groups = {"val/": plan.answer} if last else {f"val/{r}/": so_far.get(r, (r,)) for r in stage.learners}
         metrics: dict[str, float] = {}
         for prefix, roles in groups.items():
-            logits_NC = torch.stack(
-                [evaluate.split_logits(model, data.val, data, self.precision) for model in self._deployed(roles)]
-            ).sum(0)
+            for role in roles:
+                if role in stage.learners or role not in self.validated:
+                    (model,) = self._deployed((role,))
+                    self.validated[role] = evaluate.split_logits(model, data.val, data, self.precision)
+            logits_NC = combined([self.validated[role] for role in roles], plan.combine)
             found = evaluate.scores(logits_NC, data.val.labels)
             metrics |= {prefix + name: found[name] for name in ("top1", "nll")}
         return metrics
-
-
-def _say(tapped: Tapped, batch: Batch) -> Out:
-    """One role's answer on a batch and its further views; logits in float32, whatever autocast made of them."""
-    outs = [tapped(x) for x in (batch.x, *batch.views)]
-    first, *views = (replace(out, logits_BC=out.logits_BC.float()) for out in outs)
-    return replace(first, views=tuple(views))
 
 
 def _size(module: nn.Module) -> int:

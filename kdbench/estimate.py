@@ -14,6 +14,7 @@ from kdbench.job import Job
 from kdbench.provenance import device_name
 from kdbench.result import Result
 from kdbench.spec import Model, Recipe
+from kdbench.stored import exact
 from kdbench.workbench import Workbench
 
 
@@ -31,7 +32,7 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
     timed: dict[str, tuple[float, float]] = {}
 
     def step(model: Model, recipe: Recipe, job: Job, role: str) -> tuple[float, float]:
-        key = f"{model.model} {model.options} {recipe.batch_size}"
+        key = f"{model.model} {model.options} {model.input_size} {recipe.batch_size}"
         if key not in timed:
             timed[key] = _time(bench.build(job, role), bench, recipe.batch_size)
         return timed[key]
@@ -46,7 +47,8 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
         for stage in job.plan.stages:
             teachers = {t for ts in stage.learners.values() for t in ts} - set(stage.learners)
             total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[0] for role in stage.learners)
-            total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[1] for role in teachers)
+            if not exact(job.method, job.recipe):  # else they run once
+                total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[1] for role in teachers)
         out[job.key] = steps * total
     return out
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.augment import fetch
+from kdbench.augment import stream
 from kdbench.data import DataSet, Split
 from kdbench.recipe import autocast
 
@@ -62,26 +62,21 @@ def _ece(confidence_N: torch.Tensor, correct_N: torch.Tensor) -> float:
     return gap_b.abs().sum().item() / len(confidence_N)
 
 
-def logits(
-    model: Callable[[torch.Tensor], torch.Tensor],
-    fetch: Callable[[torch.Tensor], torch.Tensor],
-    n: int,
-    batch: int,
-    device: torch.device | str = "cpu",
-) -> torch.Tensor:
-    """The model's logits (n, C) in float32; `fetch(index)` gives the pixels of examples. The caller sets eval mode."""
+def logits(model: Callable[[Tensor], Tensor], pixels: Iterable[Tensor]) -> Tensor:
+    """The model's logits (N, C) in float32 on batches of pixels. The caller sets eval mode."""
     with torch.inference_mode():
-        parts = [model(fetch(torch.arange(i, min(i + batch, n), device=device))).float() for i in range(0, n, batch)]
-    return torch.cat(parts)
+        return torch.cat([model(x).float() for x in pixels])
 
 
 def split_logits(model: nn.Module, split: Split, data: DataSet, precision: str = "fp32") -> Tensor:
     """A model's logits (N, C) on a split, in eval mode, without augmentation; its training mode is restored."""
     training = model.training
     model.eval()
-    device = split.images.device
+    device = split.labels.device
+    batches = torch.arange(len(split.labels), device=device).split(BATCH)
+    pixels = (x for (x,) in stream(split, data, batches))
     with autocast(precision, device):
-        out = logits(model, lambda index: fetch(split, data, index), len(split.labels), BATCH, device)
+        out = logits(model, pixels)
     model.train(training)
     return out
 

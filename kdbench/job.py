@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.method import Method, Plan, Wrapper, knobs
+from kdbench.overrides import with_fields, with_knobs, with_student
 from kdbench.plugins import class_sha, source_sha
 from kdbench.spec import Data, Model, Recipe, RecipeOverride, patched
 from kdbench.suite import Suite
 
 PROTOCOL = 1  # raise it when the engine's meaning changes: old results then count as stale
 NEUTRAL = {"compile", "validate_every"}  # fields of a recipe that do not change what is learned
+YOUNG = {"teacher_logits": "live"}
+LOCAL = ("download", "path", "workers")  # options that say whence and how data come; the fingerprint says what they are
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Job:
     folder: Path
     content: Mapping[str, Any]
     comparable: bool = True
+    track: str = "default"
+    trials: int = 0  # of tuning that led to the knobs
 
     @property
     def key(self) -> str:
@@ -87,12 +92,47 @@ def expand(
     ]
 
 
-def _cell(suite: Suite, pair_name: str, label: str, fingerprint: str | None, epochs: int | None) -> Job:
-    pair, method = suite.file.pairs[pair_name], suite.methods[label]
+def variant(
+    suite: Suite,
+    pair: str,
+    label: str,
+    overrides: Mapping[str, Any],
+    fingerprint: str | None = None,
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
+) -> Job:
+    """A cell's job with some of its knobs, recipe fields or the student changed; its teachers stay as they are.
+
+    Args:
+        overrides: dotted path -> value, as in the suite's `tune.space`.
+        epochs: a shorter schedule for what the method trains, not for the teachers.
+
+    Raises:
+        UserError: an override names nothing that this cell has, or its value is not accepted.
+    """
+    job = _cell(suite, pair, label, fingerprint, None, overrides, epochs)
+    return replace(job, seed=seed, content={**job.content, "seed": seed})
+
+
+def _cell(
+    suite: Suite,
+    pair_name: str,
+    label: str,
+    fingerprint: str | None,
+    epochs: int | None,
+    overrides: Mapping[str, Any] | None = None,
+    own_epochs: int | None = None,
+) -> Job:
+    pair, given = suite.file.pairs[pair_name], overrides or {}
+    method = with_knobs(suite.methods[label], given)
     full = patched(suite.file.recipe, pair.recipe)
-    recipe = full if epochs is None else shortened(full, epochs)
+    recipe = with_fields(full, given)
+    if (shorter := own_epochs or epochs) is not None:
+        recipe = shortened(recipe, shorter)
     plan = method.plan(tuple(pair.roles))
-    roles = {role: pair.roles[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    declared = {**pair.roles, "student": with_student(pair.student, given)}
+    roles = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
     data = data_content(suite.file.data, suite.folder, fingerprint)
     frozen = {
         role: freeze(model, full, data, suite.folder, epochs)
@@ -150,21 +190,28 @@ def freeze(
     own = patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
     if epochs is not None:
         own = shortened(own, epochs)
-    return FrozenRole(model, own, {**content, "train": recipe_content(own), "seed": model.seed, "data": data}, folder)
+    alone = own.model_copy(update={"teacher_logits": "live"})  # whoever learns from labels alone has no teacher
+    return FrozenRole(model, own, {**content, "train": recipe_content(alone), "seed": model.seed, "data": data}, folder)
 
 
 def model_content(model: Model, folder: Path) -> dict[str, Any]:
-    return _with_source({"model": model.model, "options": model.options}, model.model, folder)
+    content: dict[str, Any] = {"model": model.model, "options": model.options}
+    if model.input_size is not None:
+        content["input_size"] = model.input_size
+    return _with_source(content, model.model, folder)
 
 
 def data_content(data: Data, folder: Path, fingerprint: str | None) -> dict[str, Any]:
     content = data.model_dump(mode="json")
-    content["options"].pop("download", None)  # how the files came here
+    content["options"] = {name: value for name, value in content["options"].items() if name not in LOCAL}
     return _with_source({**content, "fingerprint": fingerprint}, data.name, folder)
 
 
 def recipe_content(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude=NEUTRAL)
+    """All that matters; fields younger than stored results are left out while they have their default."""
+    content = recipe.model_dump(mode="json", exclude=NEUTRAL)
+    content["augment"] = {name: value for name, value in content["augment"].items() if value is not None}
+    return {name: value for name, value in content.items() if name not in YOUNG or value != YOUNG[name]}
 
 
 def method_content(method: Method, name: str, folder: Path) -> dict[str, Any]:

@@ -34,10 +34,11 @@ class Owner:
     pid: int
     started: str  # of the process, so that a reused pid is not mistaken for it
     host: str
+    what: str = ""  # for people: what is being trained
 
     @classmethod
-    def me(cls) -> Owner:
-        return cls(uuid.uuid4().hex, machine(), os.getpid(), birth(os.getpid()) or "", socket.gethostname())
+    def me(cls, what: str = "") -> Owner:
+        return cls(uuid.uuid4().hex, machine(), os.getpid(), birth(os.getpid()) or "", socket.gethostname(), what)
 
     @property
     def gone(self) -> bool:
@@ -54,14 +55,14 @@ class Lease:
     lost: bool = False
 
     @classmethod
-    def acquire(cls, path: Path) -> Lease | None:
-        """The lease, or None while somebody else holds it.
+    def acquire(cls, path: Path, what: str = "") -> Lease | None:
+        """The lease, or None while somebody else holds it. `what` tells people what is being done.
 
         Raises:
             OSError: the folder cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        lease = cls(path, Owner.me())
+        lease = cls(path, Owner.me(what))
         if not lease._create(path) and not lease._take_over():
             return None
         _seen.pop(path, None)
@@ -138,9 +139,9 @@ def holder(path: Path) -> Owner | None:
 
 
 @contextmanager
-def waited(path: Path, poll: float = 0.5) -> Iterator[Lease]:
+def waited(path: Path, what: str = "", poll: float = 0.5) -> Iterator[Lease]:
     """The lease, once whoever holds it lets it go."""
-    while (lease := Lease.acquire(path)) is None:
+    while (lease := Lease.acquire(path, what)) is None:
         time.sleep(poll)
     with lease:
         yield lease

@@ -76,9 +76,10 @@ def data(root: Path) -> Rows:
 
 def results(suite: Suite, store: Any) -> Rows:
     """Every stored result; `shown` says whether the suite as it is now still asks for it."""
-    from kdbench.publish import current
+    from kdbench.publish import current, current_tuned
 
-    shown = {result.key for result in current(suite, store)}
+    shown = {result.key: "yes, tuned track" for result in current_tuned(suite, store)}
+    shown |= {result.key: "yes" for result in current(suite, store)}
     return [
         {
             "pair": result.pair,
@@ -87,7 +88,7 @@ def results(suite: Suite, store: Any) -> Rows:
             "status": result.status,
             "test top1": f"{result.scores['test/top1']:.2f}" if "test/top1" in result.scores else result.reason,
             "key": result.key,
-            "shown": "yes" if result.key in shown else "no: stale",
+            "shown": shown.get(result.key, "no: stale"),
         }
         for result in sorted(store.results.values(), key=lambda r: (r.pair, r.method, r.seed, r.key))
     ]

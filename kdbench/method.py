@@ -1,4 +1,4 @@
-"""The interface of a method: eight members in four pairs, all with a default but `loss`.
+"""The interface of a method: eight members in four pairs, all with a default but `loss`; and `review`, for records.
 
 A method is a frozen value. Its fields are its knobs; everything that changes while training lives in `nn.Module`s.
 The engine owns the only training loop and names no method. See docs/adr/0001-method-interface.md.
@@ -10,9 +10,9 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdbench.batch import Batch, Out, Probe, Profile
+from kdbench.batch import Batch, Out, Probe, Profile, Review
 from kdbench.lazy import nn
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who learns from whom, in which stages, and whose summed logits are the answer.
+    """Who learns from whom, in which stages, and whose logits, summed or averaged (`combine`), are the answer.
 
     `copies` names roles that the pair does not declare and that take another role's model spec (a peer, a generation):
     `{"peer": "student"}`. They have initial weights of their own.
@@ -78,6 +78,7 @@ class Plan:
     stages: tuple[Stage, ...]
     answer: tuple[str, ...] = ("student",)
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    combine: Literal["sum", "mean"] = "sum"
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -140,13 +141,21 @@ class Method(ABC):
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         """Named terms, already weighted; the engine sums them. What teachers say is detached."""
 
+    # records ---------------------------------------------------------------------------------------------------------
+    def review(self, probe: Probe) -> Review:
+        """Numbers and sentences for the record about a learner whose stage is over. Needs `Needs.probe`."""
+        return Review()
+
 
 @dataclass(frozen=True)
 class Wrapper(Method):
-    """A method over another: delegates all eight members; a subclass overrides one or two.
+    """A method over another: delegates all members; a subclass overrides one or two.
 
-    Subclasses give `over` a default, so that the wrapper can stand alone in YAML.
+    Subclasses give `over` a default, so that the wrapper can stand alone in YAML. `extends` names members that a
+    subclass sets by calling those of `over`: what a wrapper inside makes of them still counts.
     """
+
+    extends: ClassVar[tuple[str, ...]] = ()
 
     over: Method
 
@@ -174,24 +183,36 @@ class Wrapper(Method):
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         return self.over.loss(learner, teachers, batch, heads)
 
+    def review(self, probe: Probe) -> Review:
+        return self.over.review(probe)
 
-EXCLUSIVE = ("plan", "sample", "loss")  # two wrappers that both set one of these contradict each other
+
+EXCLUSIVE = ("plan", "sample", "loss")  # a wrapper that replaces one of these leaves no wrapper inside that sets it
 
 
 def clashes(method: Method) -> list[str]:
-    """Members of `EXCLUSIVE` that more than one wrapper of the chain sets, as sentences."""
-    seen: dict[str, str] = {}
+    """Members of `EXCLUSIVE` that a wrapper sets although one around it replaces them, as sentences."""
+    replaced: dict[str, str] = {}
     sentences = []
     while isinstance(method, Wrapper):
-        name = type(method).__name__
+        kind = type(method)
         for member in EXCLUSIVE:
-            if getattr(type(method), member) is getattr(Wrapper, member):
+            if getattr(kind, member) is getattr(Wrapper, member):
                 continue
-            if member in seen:
-                sentences.append(f"{seen[member]} and {name} both set `{member}`; only one wrapper may")
-            seen.setdefault(member, name)
+            if member in replaced:
+                sentences.append(f"{replaced[member]} and {kind.__name__} both set `{member}`; only one wrapper may")
+            elif member not in kind.extends:
+                replaced[member] = kind.__name__
         method = method.over
     return sentences
+
+
+def changes(method: Method, member: str) -> bool:
+    """Whether the method, or one that it wraps, has a `member` of its own instead of the default."""
+    found = getattr(type(method), member)
+    if found is getattr(Wrapper, member) and isinstance(method, Wrapper):
+        return changes(method.over, member)
+    return found is not getattr(Method, member)
 
 
 def knobs(method: Method | type[Method]) -> dict[str, dataclasses.Field[Any]]:

@@ -6,7 +6,7 @@ The bytes depend on the board alone: no date, salted ids, text as outlines of ma
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, floor, log10
 from statistics import median_low
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,9 +33,14 @@ OUTLIER = 4.0  # interquartile ranges below the first quartile, beyond which a r
 
 def svg(board: Board) -> str:
     """The picture `leaderboard/<suite>.svg`."""
+    return written(lambda: figure(board))
+
+
+def written(draw: Callable[[], Figure]) -> str:
+    """A figure as SVG whose bytes depend on nothing else; `draw` is called under `SETTINGS`."""
     text = io.StringIO()
     with style.context(["default", SETTINGS]):
-        figure(board).savefig(text, format="svg", metadata={"Date": None, "Creator": "kdbench"})
+        draw().savefig(text, format="svg", metadata={"Date": None, "Creator": "kdbench"})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
@@ -56,7 +61,7 @@ def figure(board: Board) -> Figure:
             left = 0.3 + 0.075 * max(min(len(row.label), LONGEST) for row in _shown(table))
             width = pitch - left - 0.9
             box = ((column * pitch + left) / WIDTH, 1 - (top + HEADER + tall) / total, width / WIDTH, tall / total)
-            _strip(drawn.add_axes(box), table)
+            _strip(drawn.add_axes(box), table, left - 0.25, width)
         top += height
     if tables:
         _macs(drawn.add_axes((0.85 / WIDTH, 0.6 / total, 8.9 / WIDTH, (last - 1.1) / total)), tables)
@@ -64,21 +69,24 @@ def figure(board: Board) -> Figure:
 
 
 def _title(drawn: Figure, board: Board, total: float) -> None:
-    drawn.text(0.25 / WIDTH, 1 - 0.27 / total, board.heading.suite, size=14, weight="bold", color=INK, va="center")
+    track = "" if board.heading.track == "default" else f", {board.heading.track} track"
+    name = board.heading.suite + track
+    size = min(14, 14 * 44 / len(name))  # left of the legend, however long the name
+    drawn.text(0.25 / WIDTH, 1 - 0.27 / total, name, size=size, weight="bold", color=INK, va="center")
     seeds = len(board.heading.seeds)
     words = f"test top-1 (%), last epoch: mean and 95% interval over {count(seeds, 'seed')}; small dots are seeds"
     drawn.text(0.25 / WIDTH, 1 - 0.55 / total, words, size=9, color=GREY, va="center")
     compared = [
-        _key(ORANGE, ORANGE, "KD"),
-        _key(BLUE, BLUE, BETTER),
-        _key(BLUE, "white", NOT_SEPARABLE),
-        _key(GREY, GREY, WORSE),
+        key(ORANGE, ORANGE, "KD"),
+        key(BLUE, BLUE, BETTER),
+        key(BLUE, "white", NOT_SEPARABLE),
+        key(GREY, GREY, WORSE),
     ]
     with_kd = any(label == REFERENCE for _, label in board.heading.cells)
     handles = [
-        *(compared if with_kd else [_key(BLUE, "white", "method")]),
-        _key(INK, "white", "no teacher", marker="s"),
-        _key(GREEN, GREEN, "teacher", marker="D"),
+        *(compared if with_kd else [key(BLUE, "white", "method")]),
+        key(INK, "white", "no teacher", marker="s"),
+        key(GREEN, GREEN, "teacher", marker="D"),
     ]
     drawn.legend(
         handles=handles, loc="upper right", bbox_to_anchor=(1 - 0.2 / WIDTH, 1 - 0.08 / total), ncols=3, frameon=False,
@@ -86,7 +94,8 @@ def _title(drawn: Figure, board: Board, total: float) -> None:
     )  # fmt: skip
 
 
-def _key(edge: str, face: str, label: str, marker: str = "o") -> Line2D:
+def key(edge: str, face: str, label: str, marker: str = "o") -> Line2D:
+    """An entry of a legend."""
     return Line2D([], [], linestyle="", marker=marker, markersize=6, mec=edge, mfc=face, mew=1.4, label=label)
 
 
@@ -94,7 +103,7 @@ def _shown(table: Table) -> list[Row]:
     return [row for row in table.rows if row.top1]
 
 
-def _colours(row: Row) -> tuple[str, str, str]:
+def colours(row: Row) -> tuple[str, str, str]:
     """Edge, face and marker: the face is filled where the row differs from KD."""
     if row.label == FLOOR:
         return INK, "white", "s"
@@ -107,23 +116,24 @@ def _colours(row: Row) -> tuple[str, str, str]:
     return BLUE, BLUE if row.claim == BETTER else "white", "o"
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A label that fits beside an axis."""
     return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
 
 
-def _strip(axes: Axes, table: Table) -> None:
-    """One line for each method, the best on top; accuracy to the right."""
+def _strip(axes: Axes, table: Table, margin: float, width: float) -> None:
+    """One line for each method, the best on top; accuracy to the right. Inches: left of the axes, and of them."""
     rows = _shown(table)
-    low, high = _limits(rows)
+    low, high = limits(rows)
     teacher = table.teacher.top1 if table.teacher else None
     if teacher is not None and high < teacher <= high + 0.6 * (high - low):
         high = teacher + 0.04 * (teacher - low)
-    _frame(axes)
+    frame(axes)
     axes.set_xlim(low, high)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="#E8E8E8", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
+    axes.set_yticks(range(len(rows)), [short(row.label) for row in rows])
     axes.tick_params(axis="both", length=0)
     for y, row in enumerate(rows):
         _line(axes, y, row, low)
@@ -134,20 +144,27 @@ def _strip(axes: Axes, table: Table) -> None:
     if teacher is not None and low <= teacher <= high:
         axes.axvline(teacher, color=GREEN, linewidth=1.2, zorder=1)
         axes.plot([teacher], [1.0], marker="D", ms=5, color=GREEN, transform=axes.get_xaxis_transform(), clip_on=False)
+    words = ""
     if teacher is not None:
         arrow = "" if low <= teacher <= high else " →" if teacher > high else " ←"
         words = f"teacher {teacher:.2f}{arrow}"
         axes.text(1.0, 1.03, words, transform=axes.transAxes, color=GREEN, size=8, ha="right", va="bottom")
     warning = " (not comparable)" if table.alarms else ""
-    axes.set_title(table.pair + warning, loc="left", size=10, weight="bold", color=ORANGE if warning else INK, pad=6)
+    room = width - 0.085 * len(words)
+    title = axes.set_title(
+        table.pair + warning, loc="left", size=10, weight="bold", color=ORANGE if warning else INK, pad=6
+    )
+    long = 0.092 * len(table.pair + warning)
+    if long > room:  # begins above the names of the methods, in smaller letters if need be
+        title.set(x=-margin / width, size=min(10.0, 10.0 * (room + margin) / long))
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-        tick.set_color(_colours(row)[0] if row.label == REFERENCE else INK if row.ranked else GREY)
+        tick.set_color(colours(row)[0] if row.label == REFERENCE else INK if row.ranked else GREY)
         tick.set_fontweight("bold" if row.claim == BETTER or row.label == REFERENCE else "normal")
 
 
 def _line(axes: Axes, y: int, row: Row, low: float) -> None:
     assert row.top1 is not None
-    edge, face, marker = _colours(row)
+    edge, face, marker = colours(row)
     mean, half = row.top1.mean, row.top1.half or 0.0
     beside, colour = (f"{mean:.2f}", INK) if row.ranked else (f"{mean:.2f}  n={row.n}", GREY)
     axes.text(1.015, y, beside, transform=axes.get_yaxis_transform(), size=8, va="center", color=colour)
@@ -161,7 +178,7 @@ def _line(axes: Axes, y: int, row: Row, low: float) -> None:
     axes.plot([mean], [y], marker=marker, ms=6.5, mec=edge, mfc=face, mew=1.5, zorder=4)
 
 
-def _limits(rows: Sequence[Row]) -> tuple[float, float]:
+def limits(rows: Sequence[Row]) -> tuple[float, float]:
     """The range of accuracies that shows most rows; a row far below the others does not stretch it."""
     spans = []
     means = sorted(row.top1.mean for row in rows if row.top1)
@@ -178,7 +195,7 @@ def _limits(rows: Sequence[Row]) -> tuple[float, float]:
 
 def _macs(axes: Axes, tables: Sequence[Table]) -> None:
     """Every pair's ranked rows above the MACs of its deployed student, and the teachers."""
-    _frame(axes)
+    frame(axes)
     axes.set_xscale("log")
     axes.grid(color="#E8E8E8", linewidth=0.8)
     axes.tick_params(axis="both", which="both", length=0)
@@ -188,7 +205,7 @@ def _macs(axes: Axes, tables: Sequence[Table]) -> None:
     labels: list[Label] = []
     points: list[tuple[float, float]] = []
     for table in tables:
-        lowest = _limits(_shown(table))[0]
+        lowest = limits(_shown(table))[0]
         measured = [(row, row.macs, row.top1.mean) for row in table.rows if row.macs and row.top1]
         rows = [(row, macs, top1) for row, macs, top1 in measured if top1 >= lowest]
         usual = median_low([macs for _, macs, _ in rows]) if rows else 0
@@ -197,7 +214,7 @@ def _macs(axes: Axes, tables: Sequence[Table]) -> None:
             axes.plot([usual, usual], [min(same), max(same)], color=PALE, linewidth=1.2, zorder=1)
             labels.append(Label(usual, max(same), table.pair, INK))
         for row, macs, top1 in sorted(rows, key=lambda item: (item[0].label in (FLOOR, REFERENCE), item[0].label)):
-            edge, face, marker = _colours(row)
+            edge, face, marker = colours(row)
             axes.plot([macs], [top1], marker=marker, ms=6, mec=edge, mfc=face, mew=1.3, alpha=0.9, zorder=3)
             points.append((macs, top1))
             if macs != usual and len(tables) <= FEW:
@@ -212,10 +229,12 @@ def _macs(axes: Axes, tables: Sequence[Table]) -> None:
         axes.text(0.5, 0.5, "no finished row has MACs", transform=axes.transAxes, ha="center", color=GREY)
         return
     _fit(axes, points)
-    _place(axes, labels, points)
+    place(axes, labels, points)
 
 
 class Label(NamedTuple):
+    """A name at a point: MACs and accuracy in the units of the axes."""
+
     macs: float
     top1: float
     text: str
@@ -237,7 +256,7 @@ def _fit(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]]) -> None:
+def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]]) -> None:
     """Names beside their points, moved where they would cover a point or another name; then a thin line leads back."""
     dots = 72 / axes.get_figure().get_dpi()  # type: ignore[union-attr]
     inner = axes.get_window_extent()
@@ -271,7 +290,8 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _frame(axes: Axes) -> None:
+def frame(axes: Axes) -> None:
+    """The look of all axes: no box, a thin line below."""
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

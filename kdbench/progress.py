@@ -46,7 +46,7 @@ class Lines:
     """A line when a job ends, and now and then for a long one."""
 
     def __init__(self, console: Console, pending: Sequence[Job]) -> None:
-        self.console, self.total, self.count = console, len(pending), 0
+        self.console, self.total, self.finished_jobs = console, len(pending), 0
         self.begun = self.spoken = time.monotonic()
 
     def __enter__(self) -> Lines:
@@ -60,27 +60,29 @@ class Lines:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
-        self.count += 1
+        pass
 
     def epoch(self, what: str, progress: Progress) -> None:
         if time.monotonic() - self.spoken >= PLAIN_SECONDS:
             stage = f"stage {progress.stage + 1}/{progress.stages} " if progress.stages > 1 else ""
             self._line(
-                f"[{self.count}/{self.total}] {what}: {stage}epoch {progress.epoch + 1}/{progress.epochs}, "
+                f"[{self.finished_jobs}/{self.total}] {what}: {stage}epoch {progress.epoch + 1}/{progress.epochs}, "
                 f"{progress.images_per_second:.0f} images/s{_headline(progress)}"
             )
 
     def finished(self, job: Job, result: Result) -> None:
-        left = (time.monotonic() - self.begun) / self.count * (self.total - self.count)
-        ahead = f", about {_duration(left)} left" if self.count < self.total else ""
-        self._line(f"[{self.count}/{self.total}] {job.name} seed {job.seed}: {verdict(result)}{ahead}")
+        self.finished_jobs += 1
+        rest = self.total - self.finished_jobs
+        left = (time.monotonic() - self.begun) / self.finished_jobs * rest
+        ahead = f", about {_duration(left)} left" if rest > 0 else ""
+        self._line(f"[{self.finished_jobs}/{self.total}] {job.name} seed {job.seed}: {verdict(result)}{ahead}")
 
     def warn(self, sentence: str) -> None:
         self._line(f"warning: {sentence}")
 
 
 class Bars:
-    """Two live bars: all jobs, weighted by their epochs, and the epochs of the present one."""
+    """Live bars: one for all jobs, and one for the epochs of each that is being trained."""
 
     def __init__(self, console: Console, pending: Sequence[Job]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -96,7 +98,7 @@ class Bars:
             transient=True,
         )
         self.jobs: TaskID = self.bars.add_task("jobs", total=len(pending), note="")
-        self.current: TaskID = self.bars.add_task("", total=1, note="", visible=False)
+        self.current: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         self.bars.start()
@@ -106,23 +108,35 @@ class Bars:
         self.bars.stop()
 
     def started(self, job: Job) -> None:
-        self.bars.reset(self.current, total=1, description=f"{job.name} seed {job.seed}", visible=True, note="")
+        self._bar(f"{job.name} seed {job.seed}")
 
     def epoch(self, what: str, progress: Progress) -> None:
         stage = f" stage {progress.stage + 1}/{progress.stages}" if progress.stages > 1 else ""
         self.bars.update(
-            self.current,
+            self._bar(what),
             description=what + stage,
             total=progress.epochs,
             completed=progress.epoch + 1,
             note=f"{progress.images_per_second:.0f} images/s{_headline(progress)}",
         )
+        if what.startswith("teacher ") and progress.epoch + 1 == progress.epochs:
+            self._remove(what)  # of a job it is known when it has finished
 
     def finished(self, job: Job, result: Result) -> None:
+        self._remove(f"{job.name} seed {job.seed}")
         self.bars.advance(self.jobs)
         self.bars.console.print(
             f"{job.name} seed {job.seed}: {verdict(result)}", markup=False, highlight=False, soft_wrap=True
         )
+
+    def _bar(self, what: str) -> TaskID:
+        if what not in self.current:
+            self.current[what] = self.bars.add_task(what, total=1, note="")
+        return self.current[what]
+
+    def _remove(self, what: str) -> None:
+        if what in self.current:
+            self.bars.remove_task(self.current.pop(what))
 
     def warn(self, sentence: str) -> None:
         self.bars.console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)

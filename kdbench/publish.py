@@ -1,21 +1,22 @@
-"""Results -> the files of the leaderboard: `<suite>.md`, `<suite>.svg` and the index `README.md`.
+"""Results -> the files of the leaderboard: `<suite>.md`, its pictures `<suite>*.svg` and the index `README.md`.
 
 Needs the suite file and the stored results, neither data nor torch.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench import render
+from kdbench import render, tracks, winners
 from kdbench.board import rank
+from kdbench.cells import plain, signed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.job import expand, matches, method_content
+from kdbench.job import NEUTRAL, method_content, recipe_content
 from kdbench.result import Result
-from kdbench.runner import relabelled
+from kdbench.spec import Recipe
 from kdbench.standing import Board, Heading
 from kdbench.store import Store
 from kdbench.suite import Suite
@@ -25,27 +26,21 @@ if TYPE_CHECKING:
 
 
 def current(suite: Suite, store: Store) -> list[Result]:
-    """The stored results that the suite as it is now asks for, under its labels; stale ones are left out.
+    """The stored results of the default track that the suite as it is now asks for, under its labels.
 
     Where results of several versions of the data are stored, those of the most frequent one.
     """
-    found: list[Result] = []
-    by_cell: dict[tuple[str, int], list[Result]] = {}
-    for result in store.results.values():
-        by_cell.setdefault((result.job.get("method", {}).get("name", ""), result.seed), []).append(result)
-    for job in expand(suite):
-        for result in by_cell.get((job.content["method"]["name"], job.seed), ()):
-            if matches(job, result.job):
-                found.append(relabelled(result, job))
-    prints = Counter(_fingerprint(result) for result in found)
-    if len(prints) > 1:
-        kept = min(prints, key=lambda name: (-prints[name], name))
-        found = [result for result in found if _fingerprint(result) == kept]
-    return found
+    return tracks.published(suite, store)
 
 
-def _fingerprint(result: Result) -> str:
-    return str(result.job["data"]["fingerprint"])
+def current_tuned(suite: Suite, store: Store) -> list[Result]:
+    """The same of the tuned track: results of the winners that are in force now."""
+    return tracks.chosen(suite, store, winners.current(suite, _root(store))[0])
+
+
+def _root(store: Store) -> Path:
+    """The folder of the boards, from that of a suite's records."""
+    return store.folder.parent.parent
 
 
 def heading(suite: Suite) -> Heading:
@@ -56,7 +51,7 @@ def heading(suite: Suite) -> Heading:
         version=file.version,
         description=file.description,
         data=file.data.model_dump(mode="json", exclude_defaults=True),
-        recipe=file.recipe.model_dump(mode="json"),
+        recipe=_recipe(file.recipe),
         pairs=tuple(dict.fromkeys(pair for pair, _ in suite.cells)),
         methods={
             label: describe(method_content(suite.methods[label], suite.method_names[label], suite.folder))
@@ -69,7 +64,15 @@ def heading(suite: Suite) -> Heading:
             name: {role: _model(model.model, model.options) for role, model in pair.roles.items()}
             for name, pair in file.pairs.items()
         },
+        notes={name: pair.note for name, pair in file.pairs.items() if pair.note},
     )
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's fields; of those younger than stored results, only the ones that are not at their default."""
+    content = recipe_content(recipe)
+    dumped = recipe.model_dump(mode="json", include={*content, *NEUTRAL})
+    return {name: content.get(name, value) for name, value in dumped.items()}
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -84,20 +87,22 @@ def _model(name: str, options: dict[str, Any]) -> str:
 
 
 def board_of(suite: Suite, store: Store) -> Board:
-    """The suite's board, from what is stored."""
-    return rank(heading(suite), current(suite, store))
+    """The suite's board with both its tracks, from what is stored.
+
+    Raises:
+        UserError: a file of the tuned track is damaged.
+    """
+    board = rank(heading(suite), current(suite, store))
+    return replace(board, tuned=tracks.tuned_track(suite, store, board, _root(store)))
 
 
 def publish(board: Board, root: Path) -> list[Path]:
-    """Write the board, its picture and the index; the paths, the board first.
+    """Write the board, its pictures and the index; the paths, the board first.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    from kdbench import picture  # matplotlib, a second to import
-
-    name = board.heading.suite
-    pages = {f"{name}.md": render.markdown(board), f"{name}.svg": picture.svg(board)}
+    pages = {f"{board.heading.suite}.md": render.markdown(board), **_pictures(board)}
     try:
         for file, text in pages.items():
             _write(root / file, text)
@@ -105,6 +110,20 @@ def publish(board: Board, root: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{root}: cannot write the board ({error.strerror}); give --results DIR") from error
     return [*(root / file for file in pages), root / "README.md"]
+
+
+def _pictures(board: Board) -> dict[str, str]:
+    """File name -> SVG: one of each track that has rows, and one of each pair that has prefixes."""
+    from kdbench import picture, picture_anytime  # matplotlib, a second to import
+
+    drawn = {}
+    for part in (board, *([board.tuned.board] if board.tuned else [])):
+        if part is board or part.has_rows:
+            drawn[part.heading.picture] = picture.svg(part)
+        for table in part.tables:
+            if table.anytime:
+                drawn[part.heading.anytime_picture(table.pair)] = picture_anytime.svg(part, table)
+    return drawn
 
 
 def _write(path: Path, text: str) -> None:
@@ -119,22 +138,21 @@ def _summaries(root: Path) -> list[render.Summary]:
 
 
 def tables(board: Board) -> list[Table]:
-    """The board for a terminal: one table for each pair."""
+    """The board for a terminal: one table for each pair, those of the tuned track last."""
     from rich.table import Table
 
     shown = []
-    for pair in board.tables:
+    parts = [(pair, "") for pair in board.tables]
+    parts += [(pair, ", tuned track") for pair in (board.tuned.board.tables if board.tuned else ())]
+    for pair, track in parts:
         teacher = f", teacher {pair.teacher.top1:.2f}%" if pair.teacher and pair.teacher.top1 is not None else ""
-        table = Table(
-            title=f"{pair.pair}{teacher}", title_justify="left", box=None, header_style="bold", pad_edge=False
-        )
+        title = f"{pair.pair}{track}{teacher}"
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in ("method", "n", "test top-1 %", "gain over none", "over kd", ""):
             table.add_column(column, justify="left" if column in ("method", "") else "right")
         for row in pair.rows:
             trouble = "; ".join(text for _, text in row.troubles)
             note = row.claim if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
-            table.add_row(
-                row.label, str(row.n), render.plain(row.top1), render.signed(row.gain), render.signed(row.over_kd), note
-            )
+            table.add_row(row.label, str(row.n), plain(row.top1), signed(row.gain), signed(row.over_kd), note)
         shown.append(table)
     return shown

@@ -84,6 +84,7 @@ class Result:
     track: str = "default"  # "tuned": the knobs were chosen by `kdbench tune`
     prefixes: list[Prefix] = field(default_factory=list)  # empty where one role answers alone
     exits: list[Exit] = field(default_factory=list)  # by rising threshold
+    notes: list[str] = field(default_factory=list)  # sentences of the method about a finished job
     format: int = FORMAT
 
     def to_json(self) -> str:

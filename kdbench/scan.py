@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench import flops, scan_native, scan_torch
+from kdbench import decompositions, flops, scan_native, scan_torch
 from kdbench.errors import UserError, did_you_mean
 
 BACKENDS = ("auto", "torch", "native", "mamba_ssm")
@@ -242,4 +242,9 @@ def macs(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *others: Any,
     return batch * length * channels * (9 * A[1] + 4) // 2
 
 
+def _plain(*arguments: Any) -> Tensor:
+    return scan_torch.parallel(*arguments[:-1])  # without the backend
+
+
 flops.register(torch.ops.kdbench.selective_scan, macs)
+decompositions.register(torch.ops.kdbench.selective_scan.default, _plain)

@@ -52,6 +52,39 @@ def forward(
     return y_BLD.mul_(F.silu(z_BLD)).to(u_BDL.dtype).transpose(1, 2)
 
 
+def parallel(
+    u_BDL: Tensor,
+    delta_BDL: Tensor,
+    A_DN: Tensor,
+    B_BNL: Tensor,
+    C_BNL: Tensor,
+    D_D: Tensor,
+    z_BDL: Tensor,
+    bias_D: Tensor,
+) -> Tensor:
+    """What `forward` computes, in a graph of log2(L) steps without writing in place: for exported models.
+
+    Recursive doubling (P. M. Kogge, H. S. Stone: A Parallel Algorithm for the Efficient Solution of a General Class of
+    Recurrence Equations, 1973): after k steps each token's state knows the 2^k tokens up to it. Nothing is divided, so
+    that it is as exact as the loop; it holds batch x tokens x channels x states numbers at once.
+    """
+    kind = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
+    u_BLD, delta_BLD, B_BLN, C_BLN, z_BLD = (
+        x.transpose(1, 2).to(kind) for x in (u_BDL, delta_BDL, B_BNL, C_BNL, z_BDL)
+    )
+    delta_BLD = F.softplus(delta_BLD + bias_D.to(kind))
+    a_BLDN = torch.exp(delta_BLD.unsqueeze(3) * A_DN.to(kind))
+    h_BLDN = (delta_BLD * u_BLD).unsqueeze(3) * B_BLN.unsqueeze(2)
+    length, reach = u_BLD.shape[1], 1
+    while reach < length:
+        before, after = a_BLDN[:, :reach], a_BLDN[:, reach:]
+        h_BLDN = torch.cat([h_BLDN[:, :reach], h_BLDN[:, reach:] + after * h_BLDN[:, :-reach]], dim=1)
+        a_BLDN = torch.cat([before, after * a_BLDN[:, :-reach]], dim=1)
+        reach *= 2
+    y_BLD = (h_BLDN * C_BLN.unsqueeze(2)).sum(3) + D_D.to(kind) * u_BLD
+    return (y_BLD * F.silu(z_BLD)).to(u_BDL.dtype).transpose(1, 2)
+
+
 def backward(
     dout_BDL: Tensor,
     u_BDL: Tensor,

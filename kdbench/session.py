@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kdbench import flops, models
-from kdbench.data import DataSet, default_root
-from kdbench.errors import UserError, did_you_mean
-from kdbench.job import Job, expand
+from kdbench.crew import Crew
+from kdbench.data import DataSet
+from kdbench.job import Job
 from kdbench.progress import display
 from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run
-from kdbench.spec import Model
+from kdbench.setting import Setting
+from kdbench.spec import Model, rung_role
 from kdbench.store import Store
-from kdbench.suite import Suite, load
+from kdbench.suite import Suite
 from kdbench.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -39,34 +39,16 @@ class Session:
     jobs: list[Job]
     bench: Workbench
     store: Store
-    root: Path
+    setting: Setting
     console: Console  # for progress and warnings (stderr)
     shapes: dict[tuple[str, str], tuple[int, int]]  # (pair, role) -> (parameters, MACs)
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        data_root: Path | None,
-        root: Path,
-        runs: Path,
-        device: str,
-        only: Sequence[str] | None,
-        seeds: str | None,
-        epochs: int | None,
-        console: Console,
-    ) -> Session:
+    def open(cls, setting: Setting, device: str, console: Console) -> Session:
         """Raises UserError with all that is wrong with the suite, the options, the data or the models."""
-        suite = load(path)
-        for note in suite.notes:
-            console.print(f"warning: {note}", soft_wrap=True)
-        chosen = parse_seeds(seeds) if seeds is not None else None
-        jobs = chosen_jobs(expand(suite, epochs=epochs, seeds=chosen), only)
-        bench = Workbench.load(jobs[0], data_root or default_root(), pick_device(device), runs)
-        fingerprint = bench.data.fingerprint
-        jobs = chosen_jobs(expand(suite, fingerprint, epochs=epochs, seeds=chosen), only)
-        store = Store(root, suite.file.name, lambda sentence: console.print(f"warning: {sentence}", soft_wrap=True))
-        return cls(suite, jobs, bench, store, root, console, try_models(jobs, bench))
+        opened = setting.open(device, lambda sentence: console.print(f"warning: {sentence}", soft_wrap=True))
+        jobs, bench = opened.jobs, opened.bench
+        return cls(opened.suite, jobs, bench, opened.store, setting, console, try_models(jobs, bench))
 
     def plan(self, cost: bool) -> tuple[list[dict[str, object]], str]:
         """A row for each job, and a closing sentence."""
@@ -78,16 +60,16 @@ class Session:
             seconds = estimate.seconds(pending, self.bench, self.store.results.values())
         rows: list[dict[str, object]] = []
         for job in self.jobs:
-            parameters, macs = self.shapes[job.pair, job.plan.answer[0]]
+            shapes = [self.shapes[job.pair, role] for role in job.plan.answer]
             rows.append(
                 {
                     "key": job.key,
                     "pair": job.pair,
                     "method": job.label,
                     "seed": job.seed,
-                    "roles": " ".join(f"{role}={model.model}" for role, model in job.roles.items()),
-                    "parameters": parameters,
-                    "MACs": macs,
+                    "roles": _roles(job),
+                    "parameters": sum(parameters for parameters, _ in shapes),
+                    "MACs": sum(macs for _, macs in shapes),
                     "state": self.store.results[job.key].status if self.store.done(job.key) else "pending",
                 }
                 | ({"seconds": round(seconds[job.key])} if job.key in seconds else {"seconds": "" if cost else "?"})
@@ -97,14 +79,45 @@ class Session:
             total += f"; the rest needs about {sum(seconds.values()) / 60:.1f} minutes here, teachers not counted"
         return rows, total
 
-    def run(self, console: Console, as_json: bool) -> int:
-        """Do the jobs, publish the board, print the tables; the exit code."""
+    def sizes(self) -> list[dict[str, object]]:
+        """A row for each role of each pair: its size, and its share of the teacher's; of a ladder, also summed up."""
+        specs: dict[str, dict[str, str]] = {}
+        for job in self.jobs:
+            specs.setdefault(job.pair, {}).update({role: model.model for role, model in job.roles.items()})
+        rows: list[dict[str, object]] = []
+        for pair, used in specs.items():
+            spec, whole = self.suite.file.pairs[pair], self.shapes[pair, "teacher"]
+            rungs = {rung_role(index) for index in range(len(spec.ladder))}
+            so_far = 0
+            for role in dict.fromkeys([*(role for role in spec.roles if role in used), *used]):
+                parameters, macs = self.shapes[pair, role]
+                so_far += macs if role in rungs else 0
+                rows.append(
+                    {
+                        "pair": pair,
+                        "role": role,
+                        "model": used[role],
+                        "parameters": parameters,
+                        "of teacher": _percent(parameters, whole[0]),
+                        "MACs": macs,
+                        "of teacher's": _percent(macs, whole[1]),
+                        "so far": _percent(so_far, whole[1]) if role in rungs else "",
+                    }
+                )
+        return rows
+
+    def run(self, console: Console, as_json: bool, crew: Mapping[str, Any] | None = None) -> int:
+        """Do the jobs, in this process or with a `crew`, publish the board, print the tables; the exit code."""
         pending = [job for job in self.jobs if not self.store.done(job.key)]
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and `kill` stop as Ctrl-C does
         try:
             with display(self.console, pending) as shown:
-                self.bench.watch, self.bench.warn = shown.epoch, shown.warn
-                summary = run(self.jobs, self.bench, self.store, Listener(shown.started, shown.finished))
+                listener = Listener(shown.started, shown.finished, shown.epoch, shown.warn)
+                if crew is None:
+                    self.bench.watch, self.bench.warn = shown.epoch, shown.warn
+                    summary = run(self.jobs, self.bench, self.store, listener)
+                else:
+                    summary = Crew(self.jobs, self.store, self.setting, listener=listener, **crew).run()
         except KeyboardInterrupt:
             left = sum(not self.store.done(job.key) for job in self.jobs)
             self.console.print(
@@ -125,7 +138,7 @@ class Session:
             return []
         from kdbench.publish import publish
 
-        return publish(board, self.root)
+        return publish(board, self.setting.root)
 
     def _report(self, summary: Summary, board: Board, console: Console, published: Sequence[Path]) -> None:
         from kdbench.publish import tables
@@ -179,50 +192,20 @@ class Session:
         }
 
 
-def chosen_jobs(jobs: list[Job], only: Sequence[str] | None) -> list[Job]:
-    """The jobs whose `pair/method` matches a glob.
-
-    Raises:
-        UserError: a glob matches nothing.
-    """
-    if not only:
-        return jobs
-    names = {job.name for job in jobs}
-    for pattern in only:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"--only {pattern}: no cell of the suite matches{did_you_mean(pattern, names)}")
-    return [job for job in jobs if any(fnmatchcase(job.name, pattern) for pattern in only)]
+def _roles(job: Job) -> str:
+    """`teacher=vgg13 weak1..weak3=mamba`: neighbours of one name and model in one."""
+    groups: list[list[str]] = []
+    for role, model in job.roles.items():
+        stem = role.rstrip("0123456789")
+        if groups and stem != role and groups[-1][0].rstrip("0123456789") == stem and groups[-1][-1] == model.model:
+            groups[-1][1:-1] = [role]
+        else:
+            groups.append([role, model.model])
+    return " ".join(f"{'..'.join(names)}={model}" for *names, model in groups)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` or `0-4` or a mixture, without repeats.
-
-    Raises:
-        UserError: not such a list.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UserError(f"--seeds {text}: expects numbers such as 0,1,2 or a range such as 0-4")
-        seeds += range(int(first), int(last if dash else first) + 1)
-    return tuple(dict.fromkeys(seeds))
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: there is no such device here; see `kdbench doctor`") from error
-    return device
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.3g}%" if whole else ""
 
 
 def try_models(jobs: Iterable[Job], bench: Workbench) -> dict[tuple[str, str], tuple[int, int]]:
@@ -236,7 +219,7 @@ def try_models(jobs: Iterable[Job], bench: Workbench) -> dict[tuple[str, str], t
     tried = set()
     for job in jobs:
         for role, model in job.roles.items():
-            key = json.dumps([model.model, model.options], sort_keys=True, default=str)
+            key = json.dumps([model.model, model.options, model.input_size], sort_keys=True, default=str)
             if key not in counted:
                 counted[key] = flops.count(_sample(model, job, bench.data), bench.shape)
             shapes[job.pair, role] = counted[key]
@@ -256,5 +239,6 @@ def _sample(model: Model, job: Job, data: DataSet) -> torch.nn.Module:
         classes=data.classes,
         channels=data.channels,
         size=data.size,
+        input_size=model.input_size,
         folder=job.folder,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Optional
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,11 +30,18 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _ascending(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError(f"from {values[0]:g} to {values[1]:g}: the smaller number comes first")
+    return values
+
+
 class Data(Spec):
     """Which images, and how the training set is cut."""
 
     name: Str
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or a Python file's function (`./mine.py:load`)."""
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, folder (a tree of image files), or a Python file's
+    function (`./mine.py:load`)."""
     fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Share of the training split to use, stratified by class (few-shot subsets)."""
     val: Annotated[Int, Field(ge=1)] | None = None
@@ -41,7 +49,41 @@ class Data(Spec):
     split_seed: Annotated[Int, Field(ge=0)] = 0
     """Seed of the train/validation cut and of `fraction`; the same for every seed of the suite."""
     options: dict[str, Any] = {}
-    """Further arguments of a data set from a Python file."""
+    """Further arguments of the data set: `{path: imagenet, size: 224}` of `folder`, or those of a Python file's."""
+
+
+Ascending = Annotated[tuple[Annotated[Float, Field(gt=0)], Annotated[Float, Field(gt=0)]], AfterValidator(_ascending)]
+
+
+class ResizedCrop(Spec):
+    """Windows of random size and shape, resampled to the images' size."""
+
+    scale: Ascending = (0.08, 1.0)
+    """Share of the image's area, from the smallest to the largest."""
+    ratio: Ascending = (0.75, 4 / 3)
+    """Width over height, from the smallest to the largest."""
+
+    @model_validator(mode="after")
+    def _share(self) -> ResizedCrop:
+        if self.scale[1] > 1:
+            raise ValueError(f"scale is a share of the image's area: at most 1, not {self.scale[1]:g}")
+        return self
+
+
+class RandAugment(Spec):
+    """n random image operations of strength m (0 to 30)."""
+
+    n: Annotated[Int, Field(ge=1, le=16)] = 2
+    m: Annotated[Int, Field(ge=0, le=30)] = 9
+
+
+class CutMix(Spec):
+    """A window of each image comes from another; labels are mixed by its area."""
+
+    alpha: Annotated[Float, Field(gt=0, le=16)] = 1.0
+    """Of Beta(alpha, alpha), from which the window's area is drawn."""
+    probability: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Share of the examples that are mixed."""
 
 
 class Augment(Spec):
@@ -51,6 +93,18 @@ class Augment(Spec):
     """Random crop after zero padding by this many pixels (CIFAR: 4)."""
     flip: Bool = False
     """Random horizontal flip with probability 1/2."""
+    random_resized_crop: ResizedCrop | None = None
+    """ImageNet's crop: `{}` takes the usual 8 to 100% of the area and ratios of 3/4 to 4/3."""
+    rand_augment: RandAugment | None = None
+    """RandAugment: `{n: 2, m: 9}`."""
+    cutmix: CutMix | None = None
+    """CutMix, for every method and for teachers trained here; methods that need hard labels are refused."""
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> Augment:
+        if self.crop and self.random_resized_crop is not None:
+            raise ValueError("choose one of `crop` and `random_resized_crop`")
+        return self
 
 
 class Optimizer(Spec):
@@ -108,6 +162,9 @@ class Recipe(Spec):
     """torch.compile every model (not part of a job's identity)."""
     validate_every: Annotated[Int, Field(ge=1)] = 1
     """Epochs between validations of the learners; the last epoch is always validated."""
+    teacher_logits: Literal["live", "stored"] = "live"
+    """stored: roles that teach without learning say once what they say of each training image, where that is exact:
+    without augmentation, for methods that see logits only and leave batches as they are. Other methods run live."""
 
     @model_validator(mode="after")
     def _within(self) -> Recipe:
@@ -170,6 +227,8 @@ class Model(Spec):
     """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
     options: dict[str, Any] = {}
     """Keyword arguments of the model."""
+    input_size: Annotated[Int, Field(ge=1)] | None = None
+    """Side of the images that this model works on: it resizes those that every role sees. Default: as they are."""
     train: Train = True
     """true: trained here with the pair's recipe; or a map that overrides fields of it."""
     weights: Str | None = None
@@ -200,13 +259,40 @@ def _number(value: Any) -> Any:
 class Reported(Spec):
     """A number that a paper reports, with its protocol."""
 
-    top1: Float
+    top1: Float | None = None
+    """Percent; may be left out beside `prefixes`, where the paper says nothing of the whole answer."""
     protocol: Str | None = None
     """How it was chosen: "last epoch", "best test epoch", "mean of 5"."""
     source: Str | None = None
+    macs_percent: Annotated[Float, Field(gt=0)] | None = None
+    """MACs of what was measured, in percent of the teacher's."""
+    prefixes: dict[Annotated[int, Field(ge=1)], Annotated[Float, Field(ge=0, le=100)]] = {}
+    """Of a method that answers with several roles: percent by the number of roles, `{1: 72, 2: 93}`."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Reported:
+        if self.top1 is None and not self.prefixes:
+            raise ValueError("needs `top1`")
+        return self
 
 
 Claim = Annotated[Reported, BeforeValidator(_number, json_schema_input_type=Float | Reported)]
+
+
+class Rung(Spec):
+    """One student of a ladder: what differs from the pair's `student`, `{depth: 1, dim: 16}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    model: Str | None = None
+    """Another model than the student's; the other keys are then all of its options."""
+
+    def role(self, student: Model) -> Model:
+        """The rung as a role: its options over the student's, where the model is the same."""
+        options, name = dict(self.model_extra or {}), self.model or student.model
+        if name == student.model:
+            options = {**student.options, **options}
+        return Model(model=name, options=options, input_size=student.input_size)
 
 
 class Pair(Spec):
@@ -221,10 +307,20 @@ class Pair(Spec):
     """Overrides of the suite's recipe for this pair, the same for all its methods."""
     reported: dict[Name, Claim] = {}
     """Numbers from papers: `{teacher: 72.34, none: 69.06, kd: 70.66}` by method label, or `teacher`."""
+    ladder: Annotated[tuple[Rung, ...], Field(min_length=1)] = ()
+    """Students of growing size, the roles `weak1`, `weak2`, ...: `[{depth: 1, dim: 16}, {depth: 2, dim: 16}]`."""
+    note: Str = ""
+    """A sentence for the board: "claims reproduced, architecture ours"."""
 
     @property
     def roles(self) -> dict[str, Model]:
-        return {"teacher": self.teacher, "student": self.student, **(self.__pydantic_extra__ or {})}
+        rungs = {rung_role(index): rung.role(self.student) for index, rung in enumerate(self.ladder)}
+        return {"teacher": self.teacher, "student": self.student, **rungs, **(self.__pydantic_extra__ or {})}
+
+
+def rung_role(index: int) -> str:
+    """The role of a rung of a ladder, counted from 0: weak1, weak2, ..."""
+    return f"weak{index + 1}"
 
 
 class Triple(Spec):

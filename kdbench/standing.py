@@ -15,14 +15,40 @@ BETTER, WORSE, NOT_SEPARABLE = "better than KD", "worse than KD", "not separable
 
 
 class Reported(Protocol):
-    """A paper's number in percent, and how the paper chose it."""
+    """A paper's numbers in percent, and how the paper chose them."""
 
     @property
-    def top1(self) -> float: ...
+    def top1(self) -> float | None: ...
     @property
     def protocol(self) -> str | None: ...
     @property
     def source(self) -> str | None: ...
+    @property
+    def macs_percent(self) -> float | None: ...
+    @property
+    def prefixes(self) -> Mapping[int, float]: ...
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `kdbench tune` spent on one cell, and what it chose."""
+
+    overrides: Mapping[str, Any]  # dotted key -> value; empty: the suite's own knobs won
+    trials: int
+    pruned: int
+    failed: int
+    gpu_seconds: float
+    value: float | None  # of the chosen knobs, on validation
+    default_value: float | None  # of the suite's own knobs
+    expected_best: tuple[float, ...]  # of 1, 2, ... trials
+    how: str  # metric, epochs and seeds
+    sampler: str
+    configurations: int | None  # where they are few enough to try them all
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further trial could add anything: its budget is then as good as any."""
+        return self.configurations is not None and self.trials >= self.configurations
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,21 @@ class Heading:
     reported: Mapping[tuple[str, str], Reported] = field(default_factory=dict)  # (pair, label or "teacher")
     roles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # pair -> role -> model
     track: str = "default"
+    notes: Mapping[str, str] = field(default_factory=dict)  # pair -> a sentence
+    tunings: Mapping[tuple[str, str], Tuning] = field(default_factory=dict)  # of the tuned track, by cell
+    gpu_seconds: float | None = None  # the budget of tuning a cell, where it is not a number of trials
+
+    @property
+    def picture(self) -> str:
+        """File name, beside the page."""
+        return f"{self._stem(self.suite)}.svg"
+
+    def anytime_picture(self, pair: str) -> str:
+        """File name of the picture of a pair that has prefixes."""
+        return f"{self._stem(f'{self.suite}.{pair}')}.anytime.svg"
+
+    def _stem(self, name: str) -> str:
+        return name if self.track == "default" else f"{name}.{self.track}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +134,44 @@ class TeacherRow:
 
 
 @dataclass(frozen=True)
+class PrefixRow:
+    """The first k roles answering together. Accuracies in percent."""
+
+    k: int
+    role: str  # the k-th
+    seeds: Mapping[int, float]  # seed -> test top-1
+    top1: Interval
+    alone: Interval | None  # the k-th without the others
+    metrics: Mapping[str, float]  # means over seeds of nll, ece
+    parameters: int
+    macs: int
+    share: float | None  # of the teacher's MACs
+    alone_share: float | None  # the k-th's own
+    reported: float | None
+    reported_share: float | None
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """Early exit at one threshold: expected cost and accuracy on the test split."""
+
+    thresholds: tuple[float, float]  # lowest and highest over seeds
+    top1: Interval
+    val_top1: float | None
+    share: float | None  # expected MACs of an image, of the teacher's
+    leaving: tuple[float, ...]  # share of images that leave at each k
+
+
+@dataclass(frozen=True)
+class Anytime:
+    """A method whose answer may stop early."""
+
+    label: str
+    prefixes: tuple[PrefixRow, ...]
+    exits: tuple[ExitRow, ...]
+
+
+@dataclass(frozen=True)
 class Table:
     """One pair: ranked rows from the best, then the others in the suite's order."""
 
@@ -102,6 +181,8 @@ class Table:
     alarms: tuple[str, ...]  # why its rows may not be compared
     roles: Mapping[str, str]
     recipe: Mapping[str, Any] | None
+    note: str = ""
+    anytime: tuple[Anytime, ...] = ()  # in the order of the rows
 
     def row(self, label: str) -> Row | None:
         return next((row for row in self.rows if row.label == label), None)
@@ -134,7 +215,33 @@ class Board:
     splits: tuple[str, ...]
     versions: Mapping[str, tuple[str, ...]]
     finished: int
+    tuned: Tuned | None = None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(row.top1 for table in self.tables for row in table.rows)
 
     @property
     def expected(self) -> int:
         return len(self.heading.cells) * len(self.heading.seeds)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What tuning changed for one method on one pair: across tracks, and no part of either's ranking."""
+
+    pair: str
+    label: str
+    default: Interval
+    tuned: Interval
+    gain: Interval  # tuned minus default, paired by seed
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The second track: a board of its own, never mixed with the first."""
+
+    board: Board
+    worth: tuple[Worth, ...]
+    notes: tuple[str, ...]  # "pair/label has not been tuned": what is not in it, and why

@@ -18,20 +18,29 @@ class Store:
     """All results of one suite. `warn` receives a sentence for each damaged file, which is set aside."""
 
     def __init__(self, root: Path, suite: str, warn: Callable[[str], None] = lambda sentence: None) -> None:
-        self.folder = root / "results" / suite
+        self.folder, self.warn = root / "results" / suite, warn
         self.results: dict[str, Result] = {}
-        for path in sorted(self.folder.glob("*.json")):
+        self.again: set[str] = set()  # keys of jobs in trouble that are to be done anew, final or not
+        self._read("*.json")
+
+    def refresh(self, key: str) -> None:
+        """Read anew what another run may have written of a job."""
+        self._read(f"*.{key}.json")
+
+    def _read(self, pattern: str) -> None:
+        for path in sorted(self.folder.glob(pattern)):
             try:
-                result = Result.from_json(path.read_text(encoding="utf-8"))
-                if digest(result.job) != result.key or path.name != filename(result):
-                    raise ValueError("its content does not match its key")
-            except (ValueError, UnicodeDecodeError) as error:
-                warn(f"{path}: damaged result ({error}); {_put_away(path)}, the job will be done again")
+                result = read(path)
+            except FileNotFoundError:
                 continue
-            self.results[result.key] = result
+            except (ValueError, UnicodeDecodeError) as error:
+                self.warn(f"{path}: damaged result ({error}); {_put_away(path)}, the job will be done again")
+                continue
+            if not (self.done(result.key) and result.status not in FINAL):
+                self.results[result.key] = result
 
     def done(self, key: str) -> bool:
-        return key in self.results and self.results[key].status in FINAL
+        return key in self.results and key not in self.again and self.results[key].status in FINAL
 
     def write(self, result: Result) -> Path:
         """Store a result. A final one is never replaced.
@@ -49,7 +58,20 @@ class Store:
                 f"{path.parent}: cannot write results ({error.strerror}); free space or give --results DIR"
             ) from error
         self.results[result.key] = result
+        self.again.discard(result.key)
         return path
+
+
+def read(path: Path) -> Result:
+    """The result in a file.
+
+    Raises:
+        ValueError: it is damaged, or under a name that is not its own.
+    """
+    result = Result.from_json(path.read_text(encoding="utf-8"))
+    if digest(result.job) != result.key or path.name != filename(result):
+        raise ValueError("its content does not match its key")
+    return result
 
 
 def filename(result: Result) -> str:

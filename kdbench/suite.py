@@ -41,6 +41,10 @@ class Suite:
     def folder(self) -> Path:
         return self.path.parent
 
+    def says(self, *path: str | int) -> bool:
+        """Whether the file itself (or one it extends) sets that field."""
+        return self._root is not None and self._root.at(path) is not None
+
     def where(self, *path: str | int) -> str:
         """ "file:line:col" of a field, or of the nearest thing around it that the file has."""
         return str(self._root.nearest(path).where) if self._root else str(self.path)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.data import DataSet
+from kdbench.losses import wide
 from kdbench.method import Method, Plan
+from kdbench.prefixes import combined
 from kdbench.spec import Recipe
 
 
@@ -40,6 +41,7 @@ class State:
     seconds: float = 0.0
     images: int = 0
     tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
+    notes: list[str] = field(default_factory=list)  # sentences for the result
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Trained:
     epochs: int
     learner_parameters: int
     head_parameters: int
+    notes: tuple[str, ...] = ()  # sentences for the result
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,16 @@ class Progress:
     epochs: int
     images_per_second: float
     metrics: dict[str, float]
+    seconds: float = 0.0  # of training, so far
 
 
 class Sum(nn.Module):
-    """Summed logits of several models: the answer of a plan with more than one role."""
+    """Summed (or mean) logits of several models: the answer of a plan with more than one role; sums in float32."""
 
-    def __init__(self, models: list[nn.Module]) -> None:
+    def __init__(self, models: Sequence[nn.Module], combine: Literal["sum", "mean"] = "sum") -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
+        self.combine: Literal["sum", "mean"] = combine
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([model(x) for model in self.models]).sum(0)
+        return combined([wide(model(x)) for model in self.models], self.combine)

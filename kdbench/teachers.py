@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from kdbench import checkpoint, evaluate, flops, models
+from kdbench import checkpoint, evaluate, flops, lease, models
 from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
 from kdbench.engine import Engine
@@ -87,38 +87,54 @@ def obtain(
         UserError: weights that do not fit the model, or pretrained weights that cannot be had.
         kdbench.task.Diverged: its training diverged.
     """
-    device = data.train.images.device
     folder = runs / "teachers" / role.key
-    shape = (data.channels, data.size, data.size)
     model = _initial(role, data)
-    stored = _stored(folder, model, warn)
+    stored = _stored(folder, model)
     if stored is None:
-        model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
-        parameters, macs = flops.count(model, shape)
-        seconds = 0.0
-        if role.recipe is not None:
-            model, seconds = _train(model, role, data, runs, watch, warn)
-        elif role.model.weights is not None:
-            weights.load(model, role.folder / role.model.weights)
-        model.requires_grad_(False).eval()
-        precision = precision_on(role.recipe.precision if role.recipe else "auto", device)
-        logits = {
-            name: evaluate.split_logits(model, split, data, precision)
-            for name, split in (("val", data.val), ("test", data.test))
-        }
-        labels = {"val": data.val.labels, "test": data.test.labels}
-        found = {
-            f"{name}/{metric}": value
-            for name, logits_NC in logits.items()
-            for metric, value in evaluate.scores(logits_NC, labels[name]).items()
-        }
-        record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
-        _keep(folder, model, logits, record)
-        stored = record, logits
+        with lease.waited(runs / "leases" / role.key, f"teacher {role.model.model}"):  # another run may be training it
+            stored = _stored(folder, model, warn)
+            if stored is None:
+                model, stored = _make(role, data, runs, folder, watch, warn)
     record, logits = stored
     model.requires_grad_(False).eval()
     model.to(memory_format=torch.channels_last)
+    device = data.train.images.device
     return Frozen(model, record, logits["val"].to(device), logits["test"].to(device))
+
+
+def _make(
+    role: FrozenRole,
+    data: DataSet,
+    runs: Path,
+    folder: Path,
+    watch: Callable[[Progress], None],
+    warn: Callable[[str], None],
+) -> tuple[nn.Module, tuple[Record, dict[str, Tensor]]]:
+    """Train, read or fetch the model, score it, and keep it."""
+    device = data.train.images.device
+    shape = (data.channels, data.size, data.size)
+    model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
+    parameters, macs = flops.count(model, shape)
+    seconds = 0.0
+    if role.recipe is not None:
+        model, seconds = _train(model, role, data, runs, watch, warn)
+    elif role.model.weights is not None:
+        weights.load(model, role.folder / role.model.weights)
+    model.requires_grad_(False).eval()
+    precision = precision_on(role.recipe.precision if role.recipe else "auto", device)
+    logits = {
+        name: evaluate.split_logits(model, split, data, precision)
+        for name, split in (("val", data.val), ("test", data.test))
+    }
+    labels = {"val": data.val.labels, "test": data.test.labels}
+    found = {
+        f"{name}/{metric}": value
+        for name, logits_NC in logits.items()
+        for metric, value in evaluate.scores(logits_NC, labels[name]).items()
+    }
+    record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
+    _keep(folder, model, logits, record)
+    return model, (record, logits)
 
 
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
@@ -129,6 +145,7 @@ def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
             classes=data.classes,
             channels=data.channels,
             size=data.size,
+            input_size=role.model.input_size,
             pretrained=role.model.pretrained,
             folder=role.folder,
         ).to(data.train.images.device)
@@ -168,8 +185,13 @@ def _keep(folder: Path, model: nn.Module, logits: Mapping[str, Tensor], record: 
         ) from error
 
 
-def _stored(folder: Path, model: nn.Module, warn: Callable[[str], None]) -> tuple[Record, dict[str, Tensor]] | None:
-    """A kept teacher, loaded into `model` and checked against its digest; a damaged one is set aside."""
+def _stored(
+    folder: Path, model: nn.Module, warn: Callable[[str], None] | None = None
+) -> tuple[Record, dict[str, Tensor]] | None:
+    """A kept teacher, loaded into `model` and checked against its digest.
+
+    A damaged one is set aside with a warning; without `warn`, as long as others may be at work on it, it is let be.
+    """
     if not (folder / "record.json").exists():
         return None
     try:
@@ -181,5 +203,6 @@ def _stored(folder: Path, model: nn.Module, warn: Callable[[str], None]) -> tupl
         logits = {k.removeprefix("logits."): v for k, v in tensors.items() if k.startswith("logits.")}
         return record, {"val": logits["val"], "test": logits["test"]}
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        warn(f"{folder.name}: damaged teacher ({error}); set aside as {set_aside(folder).name} and made again")
+        if warn is not None:
+            warn(f"{folder.name}: damaged teacher ({error}); set aside as {set_aside(folder).name} and made again")
         return None

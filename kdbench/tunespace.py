@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from kdbench import tunerules
 from kdbench.errors import did_you_mean
 from kdbench.method import Method, Wrapper, knobs
 from kdbench.result import Cost
@@ -39,6 +40,7 @@ def check(root: Node, methods: dict[str, Method], problems: Problems) -> None:
         targets = _Targets(methods, problems.touch(("methods",)))
         for key, node in space.value.items():
             _Entry(root, key, node, targets, problems).check(space.value)
+    tunerules.check(tune, methods, problems)
 
 
 def _metrics(tune: Node, problems: Problems) -> None:

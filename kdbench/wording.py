@@ -63,7 +63,7 @@ def report(
             path = path[:-1]
         while len(path) > len(at) and root.at(path) is None:  # the member of a union, or an override's absent field
             path = path[:-1]
-        problems.add(mark, path, _sentence(finding, model, steps, root.at(path), noun))
+        problems.add(mark, path, _sentence(finding, model, steps, None if is_key else root.at(path), noun))
 
 
 def _sentence(finding: Any, model: Any, steps: list[Step], node: Node | None, noun: str) -> str:
@@ -110,18 +110,18 @@ def _sentence(finding: Any, model: Any, steps: list[Step], node: Node | None, no
     return f"cannot be {got}"
 
 
-def _bare(annotation: Any) -> list[Any]:
+def bare(annotation: Any) -> list[Any]:
     """An annotation without Annotated, and the members of a union."""
     while typing.get_origin(annotation) is Annotated:
         annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [inner for member in typing.get_args(annotation) for inner in _bare(member)]
+        return [inner for member in typing.get_args(annotation) for inner in bare(member)]
     return [annotation]
 
 
 def _inner(annotation: Any, step: Step) -> Any:
     """The annotation one step further in, or None."""
-    for option in _bare(annotation):
+    for option in bare(annotation):
         if isinstance(option, type) and issubclass(option, BaseModel):
             if step in option.model_fields:
                 return option.model_fields[str(step)].annotation
@@ -149,7 +149,7 @@ def fields(annotation: Any, steps: Sequence[Step]) -> list[str]:
     found = annotation_at(annotation, steps)
     return [
         name
-        for option in _bare(found)
+        for option in bare(found)
         if isinstance(option, type) and issubclass(option, BaseModel)
         for name in option.model_fields
     ]
@@ -157,7 +157,7 @@ def fields(annotation: Any, steps: Sequence[Step]) -> list[str]:
 
 def is_model(annotation: Any) -> bool:
     """Whether a field is itself a map of fields."""
-    return any(isinstance(option, type) and issubclass(option, BaseModel) for option in _bare(annotation))
+    return any(isinstance(option, type) and issubclass(option, BaseModel) for option in bare(annotation))
 
 
 def fields_of_literal(annotation: Any, steps: Sequence[Step]) -> list[Any]:
@@ -165,7 +165,7 @@ def fields_of_literal(annotation: Any, steps: Sequence[Step]) -> list[Any]:
     found = annotation_at(annotation, steps)
     return [
         value
-        for option in _bare(found)
+        for option in bare(found)
         if typing.get_origin(option) is typing.Literal
         for value in typing.get_args(option)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from kdbench import checkpoint, data, evaluate, flops, memory, models, scan, teachers
+from kdbench import checkpoint, data, evaluate, flops, memory, models, prefixes, scan, teachers
 from kdbench.data import DataSet, Split
 from kdbench.engine import Engine
 from kdbench.files import write_atomically
@@ -20,7 +20,7 @@ from kdbench.job import FrozenRole, Job
 from kdbench.method import Refusal
 from kdbench.provenance import provenance
 from kdbench.recipe import precision_on
-from kdbench.result import Cost, Result, Teacher
+from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
 from kdbench.task import Diverged, Progress, Task, Trained
 from kdbench.teachers import Frozen
@@ -54,8 +54,8 @@ class Workbench:
             )
         return self.frozen[role.key]
 
-    def perform(self, job: Job) -> Result:
-        """Train, deploy, and evaluate once on the test split.
+    def perform(self, job: Job, splits: Sequence[str] = ("val", "test")) -> Result:
+        """Train, deploy, and evaluate once on the test split. A tuning trial looks at `splits=("val",)` alone.
 
         Refusals, teachers below their gate and non-finite losses become results; every other exception is the
         caller's to record.
@@ -70,7 +70,8 @@ class Workbench:
             status="ok",
             comparable=job.comparable,
             job=dict(job.content),
-            provenance=provenance(self.device, precision) | {"split": self.data.split},
+            track=job.track,
+            provenance=provenance(self.device, precision) | self.data.provenance,
         )
         try:
             frozen = {role: self.teacher(spec) for role, spec in job.frozen.items()}
@@ -82,10 +83,11 @@ class Workbench:
                         f"(pairs.{job.pair}.{role}.min_top1)"
                     )
             record = frozen["teacher"].record
-            base = dataclasses.replace(base, teacher=Teacher(record.key, record.sha256, record.scores))
+            scores = {name: value for name, value in record.scores.items() if name.split("/")[0] in splits}
+            base = dataclasses.replace(base, teacher=Teacher(record.key, record.sha256, scores))
             memory.reset_peak(self.device)
             trained = self._train(job, frozen)
-            return self._measure(base, job, trained, frozen, precision)
+            return self._measure(base, job, trained, frozen, precision, splits)
         except Refusal as refusal:
             return dataclasses.replace(base, status="skipped", reason=str(refusal))
         except Diverged as error:
@@ -102,6 +104,7 @@ class Workbench:
                 classes=self.data.classes,
                 channels=self.data.channels,
                 size=self.data.size,
+                input_size=spec.input_size,
                 folder=job.folder,
             ).to(self.device)
 
@@ -127,18 +130,28 @@ class Workbench:
                 raise RuntimeError(f"the frozen {role} changed while it taught; its sha256 no longer fits")
         return trained
 
-    def _measure(self, base: Result, job: Job, trained: Trained, frozen: dict[str, Frozen], precision: str) -> Result:
-        """Scores and costs of the deployed answer; the student's weights are kept; the checkpoint is let go."""
+    def _measure(
+        self,
+        base: Result,
+        job: Job,
+        trained: Trained,
+        frozen: dict[str, Frozen],
+        precision: str,
+        splits: Sequence[str],
+    ) -> Result:
+        """Scores and costs of the deployed answer; a final student's weights are kept; the checkpoint is let go."""
         peak = memory.peak_mb(self.device)
         teacher = frozen["teacher"]
         parameters, macs = flops.count(trained.answer, self.shape)
+        chosen = {name: split for name, split in self._splits.items() if name in splits}
+        taught = {"val": teacher.val_NC, "test": teacher.test_NC}
+        said = {
+            name: [evaluate.split_logits(part, split, self.data, precision) for part in trained.parts]
+            for name, split in chosen.items()
+        }
         scores: dict[str, float] = {}
-        for name, split, teacher_NC in (
-            ("val", self.data.val, teacher.val_NC),
-            ("test", self.data.test, teacher.test_NC),
-        ):
-            logits_NC = evaluate.split_logits(trained.answer, split, self.data, precision)
-            found = evaluate.scores(logits_NC, split.labels, teacher_NC)
+        for name, logits in said.items():
+            found = evaluate.scores(prefixes.combined(logits, job.plan.combine), chosen[name].labels, taught[name])
             scores |= {f"{name}/{metric}": value for metric, value in found.items()}
         cost = Cost(
             train_seconds=trained.seconds,
@@ -154,14 +167,42 @@ class Workbench:
             latency_ms_batch1=self._latency(trained.answer, 1),
             latency_ms_batch256=self._latency(trained.answer, 256),
             epochs=trained.epochs,
+            trials=job.trials,
         )
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
-        write_atomically(self.runs / "students" / f"{job.key}.safetensors", safetensors(state))
+        if "test" in splits:
+            state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
+            write_atomically(self.runs / "students" / f"{job.key}.safetensors", safetensors(state))
         (self.runs / "checkpoints" / f"{job.key}.pt").unlink(missing_ok=True)
         made = base.provenance
         if (backend := scan.backend_in_use(trained.answer)) is not None:
             made = {**made, "scan": backend}
-        return dataclasses.replace(base, scores=scores, curves=trained.curves, cost=cost, provenance=made)
+        steps, exits = self._anytime(job, trained, said, taught)
+        return dataclasses.replace(
+            base,
+            scores=scores,
+            curves=trained.curves,
+            cost=cost,
+            provenance=made,
+            notes=list(trained.notes),
+            prefixes=steps,
+            exits=exits,
+        )
+
+    def _anytime(
+        self, job: Job, trained: Trained, said: prefixes.Logits, taught: Mapping[str, Tensor]
+    ) -> tuple[list[Prefix], list[Exit]]:
+        """Prefixes and exits of an answer of several roles; none of a single one, nor where a split is left out."""
+        if len(trained.parts) == 1 or len(said) < len(self._splits):
+            return [], []
+        labels = {name: split.labels for name, split in self._splits.items()}
+        sizes = [flops.count(part, self.shape) for part in trained.parts]
+        steps = prefixes.prefixes(job.plan.answer, sizes, said, labels, taught, job.plan.combine)
+        return steps, prefixes.exits([macs for _, macs in sizes], said, labels, job.plan.combine)
+
+    @property
+    def _splits(self) -> dict[str, Split]:
+        """What answers are evaluated on."""
+        return {"val": self.data.val, "test": self.data.test}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -177,7 +218,6 @@ def on_device(loaded: DataSet, device: torch.device) -> DataSet:
     """The same set with its uint8 images and labels on the device."""
 
     def move(split: Split) -> Split:
-        images: Tensor = split.images.to(device)
-        return Split(images, split.labels.to(device))
+        return Split(split.images.to(device), split.labels.to(device))
 
     return dataclasses.replace(loaded, train=move(loaded.train), val=move(loaded.val), test=move(loaded.test))

@@ -251,6 +251,8 @@ class _Builder:
             name_node = self._node(event, (*path, "?"), None)
             name, mark = name_node.value, name_node.mark
             scalar = isinstance(event, ev.ScalarEvent)
+            if scalar and type(name) is int and event.value == str(name):
+                name = event.value  # `{1: 72}`: a count is its own text
             value = self._node(next(self.events), (*path, str(name) if scalar else "?"), mark)
             if scalar and event.implicit[0] and event.value == "<<":
                 sentence = "merge keys (`<<`) are not YAML 1.2: write the fields out, or use `extends`"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdbench.result import Cost, Result, Teacher
+from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.spec import Reported
-from kdbench.standing import Heading
+from kdbench.standing import Heading, Tuning
 
 TEACHER = Teacher("t" * 12, "ab" * 32, {"val/top1": 89.5, "test/top1": 90.0, "test/nll": 0.25, "test/ece": 0.03})
 MACHINE = {"device_name": "Test CPU, 2 threads", "precision": "fp32", "split": "0123", "versions": {"torch": "2.11"}}
@@ -72,3 +72,54 @@ def heading(cells: Mapping[str, Sequence[str]], seeds: int = 5, **changes: Any) 
 
 def reported(top1: float, protocol: str) -> Reported:
     return Reported(top1=top1, protocol=protocol, source="A paper, 2020")
+
+
+LADDER = [60.0, 68.0, 72.5]  # test top-1 of the first 1, 2, 3 roles on seed 0
+ALONE = [60.0, 64.0, 66.0]
+
+
+def ladder(
+    pair: str, label: str, seeds: int = 5, macs: int = 80_000, shift: float = 0.0, **changes: Any
+) -> list[Result]:
+    """Results of a method that answers with weak1..weak3, of `macs` each, and three early exits."""
+    found = []
+    for seed in range(seeds):
+        top1 = [value + shift + 0.5 * seed * (-1) ** seed for value in LADDER]
+        prefixes = [
+            Prefix(
+                role=f"weak{k + 1}",
+                scores={"val/top1": value - 1.0, "test/top1": value, "test/nll": 0.9 - 0.1 * k, "test/ece": 0.05},
+                alone={"val/top1": alone, "test/top1": top1[0] if k == 0 else alone + shift + 0.1 * seed},
+                parameters=1000 * (k + 1),
+                macs=macs * (k + 1),
+            )
+            for k, (value, alone) in enumerate(zip(top1, ALONE, strict=True))
+        ]
+        exits = [
+            Exit(t, {"val/top1": best - 1.0, "test/top1": best}, {"val": macs * m, "test": macs * m}, leaving)
+            for t, best, m, leaving in (
+                (0.5, top1[0] + 2.0, 1.25, [0.8, 0.15, 0.05]),
+                (0.8, top1[1] + 1.0, 1.6, [0.5, 0.4, 0.1]),
+                (0.95, top1[2], 2.2, [0.3, 0.2, 0.5]),
+            )
+        ]
+        found.append(record(pair, label, seed, top1[-1], macs=3 * macs, prefixes=prefixes, exits=exits, **changes))
+    return found
+
+
+def tuning(trials: int = 16, **changes: Any) -> Tuning:
+    """What `kdbench tune` chose for one cell."""
+    values: dict[str, Any] = {
+        "overrides": {"temperature": 2.5, "recipe.optimizer.lr": 0.02},
+        "trials": trials,
+        "pruned": 2,
+        "failed": 0,
+        "gpu_seconds": 120.0,
+        "value": 71.5,
+        "default_value": 70.25,
+        "expected_best": tuple(70.0 + 0.1 * n for n in range(trials)),
+        "how": "on val/top1, 30 epochs, seed 1000",
+        "sampler": "tpe",
+        "configurations": None,
+    }
+    return Tuning(**{**values, **changes})

@@ -81,3 +81,45 @@ def make_cifar(root: Path, name: str, layout: str, protocol: int | str = 2, fold
             fine = {"labels": labels.tolist()} if name == "cifar10" else {"fine_labels": labels.tolist()}
             dump(target / file, {"data": pixels, "filenames": ["a.png"], **fine}, protocol)
     return target
+
+
+FORMATS = (("RGB", "JPEG"), ("RGB", "png"), ("L", "JPEG"), ("CMYK", "jpg"), ("RGBA", "PNG"), ("P", "png"), ("1", "bmp"))
+
+
+def make_images(folder: Path, count: int, shade: int, rng: np.random.Generator, sides: tuple[int, int]) -> None:
+    """Noise on a shade of the class, of many sizes, modes and formats; learnable, so that training can be seen."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        height, width = rng.integers(*sides, 2)
+        pixels = np.clip(rng.normal(shade, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+        mode, suffix = FORMATS[number % len(FORMATS)]
+        Image.fromarray(pixels).convert(mode).save(folder / f"{number:03}.{suffix}")
+
+
+def make_folder(
+    root: Path,
+    name: str = "tree",
+    classes: tuple[str, ...] = ("n01", "n02", "n03"),
+    train: int = 14,
+    val: int = 7,
+    held_out: str = "val",
+    sides: tuple[int, int] = (20, 60),
+) -> Path:
+    """An ImageNet-style directory of real JPEG, PNG and BMP files."""
+    rng = np.random.default_rng(2)
+    for label, kind in enumerate(classes):
+        shade = 40 + 170 * label // max(1, len(classes) - 1)
+        make_images(root / name / "train" / kind, train, shade, rng, sides)
+        make_images(root / name / held_out / kind, val, shade, rng, sides)
+    return root / name
+
+
+def break_images(folder: Path) -> list[str]:
+    """One truncated file, one that is no image, one that is empty; their names below the set's folder."""
+    jpeg = next(path for path in sorted(folder.glob("train/n01/*.JPEG")))
+    jpeg.write_bytes(jpeg.read_bytes()[:-200])
+    (folder / "train/n02/text.png").write_text("no image")
+    (folder / "val/n03/empty.jpg").write_bytes(b"")
+    return [f"train/n01/{jpeg.name}", "train/n02/text.png", "val/n03/empty.jpg"]

@@ -14,12 +14,16 @@ PACKAGE = Path(kdbench.__file__).parent
 # Lower lines may import higher ones; a module may import its own line.
 LAYERS = (
     ("__init__", "errors", "lazy", "files", "statistics"),
-    ("batch", "method", "spec", "result", "streams", "allocator", "lease"),
+    ("batch", "method", "spec", "result", "card", "streams", "allocator", "lease", "joblog"),
     (
         "losses",
         "recipe",
         "augment",
+        "cutmix",
+        "rand_augment",
+        "resized_crop",
         "taps",
+        "decompositions",
         "flops",
         "memory",
         "provenance",
@@ -27,17 +31,48 @@ LAYERS = (
         "yamlfile",
         "mpo",
         "matrices",
+        "bdistil",
         "scan",
     ),
-    ("models", "data", "methods", "evaluate", "task", "wording", "schema", "tunespace", "configure", "checks"),
+    (
+        "models",
+        "data",
+        "methods",
+        "evaluate",
+        "prefixes",
+        "stored",
+        "task",
+        "wording",
+        "schema",
+        "overrides",
+        "tunerules",
+        "tunespace",
+        "configure",
+        "checks",
+    ),
     ("suite", "engine", "checkpoint", "standing"),
     ("job", "board", "anytime"),
+    ("space",),
+    ("tuning",),
+    ("winners", "storages"),
+    ("study",),
+    ("studies", "tune_picture"),
     ("store", "teachers", "cells"),
-    ("render", "render_anytime", "render_tuned", "picture", "picture_anytime", "workbench"),
-    ("runner", "listing", "progress", "estimate"),
+    ("render", "render_pair", "render_anytime", "render_tuned", "picture", "picture_anytime", "workbench"),
+    ("runner", "listing", "progress", "estimate", "ladder", "setting", "deployed"),
+    ("worker",),
+    ("crew",),
     ("tracks",),
     ("publish",),
+    ("upkeep",),
     ("session",),
+    ("tuner",),
+    ("tune_session",),
+    ("tune_workers", "tune_report"),
+    ("cli_tune",),
+    ("loading", "formats"),
+    ("export",),
+    ("cli_export", "cli_ladder"),
     ("cli", "__main__"),
 )
 
@@ -102,7 +137,7 @@ def test_the_core_names_no_method() -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_a_method_sees_the_vocabulary_and_the_losses(path: Path) -> None:
-    companions = {"opdf": {"matrices", "mpo", "mpo_shapes"}}.get(
+    companions = {"opdf": {"matrices", "mpo", "mpo_shapes"}, "progressive": {"bdistil"}}.get(
         path.stem, set()
     )  # the mathematics of one method, docs/adr/0006
     allowed = {"batch", "method", "losses", "lazy"} | companions

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from training import assert_same, digits, network, recipe, snapshot, states, task, train
 
+from kdbench import evaluate
 from kdbench.augment import pixels
-from kdbench.batch import Batch, Probe
+from kdbench.batch import Batch, Probe, Review
 from kdbench.engine import Engine
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
+from kdbench.methods.active import Active
 from kdbench.methods.chain import Chain
 from kdbench.methods.crd import CRD
 from kdbench.methods.dkd import DKD
@@ -25,6 +27,8 @@ from kdbench.methods.mixup import Mixup
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.simkd import SimKD
+from kdbench.spec import Recipe
+from kdbench.stored import exact
 from kdbench.streams import derive, order
 from kdbench.task import Diverged, Sum
 
@@ -360,3 +364,103 @@ def test_what_a_method_froze_stays_frozen_in_a_later_stage(loaded) -> None:
     assert_same(states(kept["kept"]), states(fresh["kept"]))
     assert not torch.equal(kept["trained"].weight, fresh["trained"].weight)
     assert trained.head_parameters == 110
+
+
+# stored logits -------------------------------------------------------------------------------------------------------
+def calm(logits: str) -> Recipe:
+    return recipe(teacher_logits=logits, augment={"crop": 0, "flip": False})
+
+
+@pytest.mark.parametrize("method", [KD(), DKD(), Chain()], ids=lambda m: type(m).__name__)
+def test_stored_logits_train_as_live_ones_do(loaded, method, monkeypatch) -> None:
+    live = train(method, loaded, recipe_=calm("live"))
+    from kdbench import stored
+
+    def never(self, batch):
+        raise AssertionError("a frozen role ran on a training batch")
+
+    monkeypatch.setattr(stored.Live, "__call__", never)
+    found = train(method, loaded, recipe_=calm("stored"))
+    for name, value in states(found.answer).items():
+        torch.testing.assert_close(value, states(live.answer)[name], atol=1e-5, rtol=1e-5)
+    for name, curve in live.curves.items():
+        kept = [(a, b) for a, b in zip(found.curves[name], curve, strict=True) if b is not None]
+        assert all(a == pytest.approx(b, rel=1e-4, abs=1e-5) for a, b in kept)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (KD(), True),
+        (Active(), True),
+        (Chain(DKD()), True),
+        (NoTeacher(), True),
+        (Mixup(KD()), False),  # other pixels than those stored
+        (Chain(Mixup(KD())), False),
+        (FitNet(), False),  # the teacher's features
+        (SimKD(), False),
+        (CRD(negatives=8), False),
+        (Spy(KD()), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_logits_are_stored_only_where_that_is_exact(method: Method, expected: bool) -> None:
+    assert exact(method, calm("stored")) == expected
+    assert not exact(method, calm("live"))
+    assert not exact(method, recipe(teacher_logits="stored"))  # augmented
+
+    @dataclass(frozen=True)
+    class TwoViews(Wrapper):
+        def needs(self) -> Needs:
+            return dataclasses.replace(self.over.needs(), views=2)
+
+    assert not exact(TwoViews(method), calm("stored"))
+
+
+def test_a_role_that_learns_again_is_asked_again(loaded) -> None:
+    """student and peer in turn teach each other: what each says is stored anew once it has learned."""
+
+    @dataclass(frozen=True)
+    class Turns(Wrapper):
+        over: Method = KD()
+
+        def plan(self, roles):
+            both = Stage({"student": ("peer",), "peer": ("student",)}, 0.5)
+            one, other = Stage({"student": ("peer",)}, 0.5), Stage({"peer": ("student",)}, 0.5)
+            return Plan((both, one, other, one), copies={"peer": "student"})
+
+    live, stored = (train(Turns(), loaded, recipe_=calm(logits)) for logits in ("live", "stored"))
+    for name, value in states(stored.answer).items():
+        torch.testing.assert_close(value, states(live.answer)[name], atol=1e-5, rtol=1e-5)
+
+
+def test_resuming_with_stored_logits_ends_with_the_same_bits(loaded) -> None:
+    saved = []
+    whole = Engine(task(Chain(), loaded, recipe_=calm("stored")), save=lambda s: saved.append(snapshot(s))).train()
+    for state in saved[:-1]:
+        again = Engine(task(Chain(), loaded, recipe_=calm("stored")), state=state).train()
+        assert_same(states(again.answer), states(whole.answer))
+
+
+# reviews -------------------------------------------------------------------------------------------------------------
+def test_a_method_reviews_each_learner_once_when_its_stage_is_over(loaded) -> None:
+    seen = []
+
+    @dataclass(frozen=True)
+    class Reviewed(Chain):
+        def needs(self) -> Needs:
+            return Needs(probe=True)
+
+        def review(self, probe: Probe) -> Review:
+            seen.append((probe.role, probe.epoch, isinstance(probe.heads, nn.Module)))
+            return Review({"mean": probe.logits_NC.mean().item()}, (f"{probe.role} is done",))
+
+    saved = []
+    trained = Engine(task(Reviewed(), loaded), save=lambda state: saved.append(snapshot(state))).train()
+    assert seen == [("ta", 1, True), ("student", 1, True)]
+    assert trained.notes == ("ta is done", "student is done")
+    assert trained.curves["train/ta/mean"][0] is None
+    expected = evaluate.split_logits(trained.answer, loaded.train, loaded).mean().item()
+    assert trained.curves["train/student/mean"][-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    again = Engine(task(Reviewed(), loaded), state=saved[1]).train()  # the first stage is not reviewed again
+    assert again.notes == trained.notes

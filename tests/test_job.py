@@ -138,3 +138,44 @@ def test_shortening_comes_after_the_teachers_own_overrides(tmp_path: Path) -> No
     assert recipe.epochs == 2
     assert recipe.schedule.milestones == (1,)
     assert recipe.schedule.warmup_epochs == pytest.approx(0.4)
+
+
+# ladders and stored logits -------------------------------------------------------------------------------------------
+LADDERED = (
+    SUITE.replace(
+        "a: {teacher: {model: cnn, train: {epochs: 20}}, student: mlp}",
+        "a: {teacher: {model: cnn, train: {epochs: 20}}, student: mlp, ladder: [{hidden: [3]}, {hidden: [6]}]}",
+    )
+    .replace("  soft:", "  grow: {method: progressive}\n  soft:")
+    .replace("seeds:", "exclude: [{pair: b, method: grow}]\nseeds:")
+)
+
+
+def test_a_ladder_touches_no_job_that_does_not_use_it(tmp_path: Path) -> None:
+    before, after = keys(tmp_path), keys(tmp_path, LADDERED)
+    assert {cell: after[cell] for cell in before} == before
+    job = jobs(tmp_path, LADDERED)["a", "grow", 0]
+    assert {role: model.options for role, model in job.roles.items() if role != "teacher"} == {
+        "weak1": {"hidden": [3]},
+        "weak2": {"hidden": [6]},
+    }
+    by_hand = LADDERED.replace(
+        "ladder: [{hidden: [3]}, {hidden: [6]}]",
+        "weak1: {model: mlp, options: {hidden: [3]}}, weak2: {model: mlp, options: {hidden: [6]}}",
+    )
+    assert keys(tmp_path, by_hand) == after
+    wider = keys(tmp_path, LADDERED.replace("[6]", "[7]"))
+    assert {cell[:2] for cell in after if after[cell] != wider[cell]} == {("a", "grow")}
+
+
+def test_stored_logits_are_content_and_the_default_is_not(tmp_path: Path) -> None:
+    plain, live, stored = (
+        jobs(tmp_path, SUITE.replace("batch_size: 64", f"batch_size: 64{field}"))
+        for field in ("", ", teacher_logits: live", ", teacher_logits: stored")
+    )
+    for cell, job in plain.items():
+        assert job.key == live[cell].key
+        assert "teacher_logits" not in job.content["recipe"]
+        assert job.key != stored[cell].key
+        assert stored[cell].content["recipe"]["teacher_logits"] == "stored"
+        assert stored[cell].frozen["teacher"].key == job.frozen["teacher"].key  # it has no teacher itself

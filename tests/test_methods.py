@@ -21,7 +21,7 @@ from kdbench.schema import method_model
 NAMES = plugins.builtin_methods()
 CLS: dict[str, type[Method]] = {name: plugins.method_class(name, Path()) for name in NAMES}
 CONTROLS = {"none", "label_smoothing", "mixup"}  # no teacher, or over a method without one
-ZERO_WHEN_EQUAL = {"kd", "dkd", "at", "sp", "rkd", "chain", "mutual", "born_again", "active"}
+ZERO_WHEN_EQUAL = {"kd", "dkd", "at", "sp", "rkd", "chain", "mutual", "born_again", "active", "progressive"}
 HEADLESS = set(NAMES) - {"fitnet", "crd", "simkd"}
 PACKAGE = Path(plugins.__file__).parent
 
@@ -76,7 +76,8 @@ def test_its_docstrings_name_a_source(name: str) -> None:
     assert "L = " in module or issubclass(CLS[name], Wrapper)
 
 
-MISSING = {"chain": {"ta"}}  # roles that a plan names although the pair lacks them, so that the user is told
+# Roles that a plan names although the pair lacks them, so that the user is told.
+MISSING = {"chain": {"ta"}, "progressive": {"weak1"}}
 ROLES = [("teacher", "student"), ("teacher", "student", "ta"), ("teacher", "ta", "ta2", "student", "peer")]
 
 
@@ -300,7 +301,7 @@ def test_nothing_is_read_from_the_device(method: Method, monkeypatch) -> None:
     method.loss(*outs, given, problem.heads)
 
 
-COMPANIONS = {"opdf": ("matrices", "mpo", "mpo_shapes")}
+COMPANIONS = {"opdf": ("matrices", "mpo", "mpo_shapes"), "progressive": ("bdistil",)}
 
 
 def sources() -> list[Path]:

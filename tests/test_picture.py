@@ -101,5 +101,22 @@ def test_methods_stand_in_the_board_s_order_and_unranked_last() -> None:
     assert [label.get_text() for label in strip.get_yticklabels()] == ["kd", "none", "dkd"]
 
 
+def test_long_pair_names_make_room_for_the_teacher() -> None:
+    pairs = ["vision_mamba_small-weak_ladder", "a" * 60, "short"]
+    names = ["none", "kd", "progressive-bdistil-on-top"]
+    given = [r for pair in pairs for r in records(pair, dict(zip(names, (NONE, KD, DKD), strict=True)))]
+    board = rank(heading(dict.fromkeys(pairs, names)), given)
+    with style.context(["default", picture.SETTINGS]):
+        drawn = picture.figure(board)
+        drawn.draw_without_rendering()
+        for axes, pair in zip(drawn.axes, pairs, strict=False):
+            title = axes.get_title("left")
+            assert title == pair
+            (teacher,) = (text for text in axes.texts if text.get_text().startswith("teacher"))
+            box = axes._left_title.get_window_extent()  # type: ignore[attr-defined]
+            assert box.x0 >= 0
+            assert box.x1 < teacher.get_window_extent().x0
+
+
 def test_a_board_without_results_is_still_a_picture() -> None:
     ElementTree.fromstring(picture.svg(rank(heading({"p": ["none", "kd"]}), [])))

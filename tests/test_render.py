@@ -7,13 +7,14 @@ import random
 import re
 
 import pytest
-from board_records import TEACHER, heading, record, records, reported
+from board_records import TEACHER, heading, ladder, record, records, reported, tuning
 from test_board import BAD, DKD, KD, NONE, PAIR, settings
 
 from kdbench.board import rank
 from kdbench.cells import amount, plain, prose, seeds, signed
 from kdbench.render import Summary, index, markdown
-from kdbench.standing import Heading
+from kdbench.spec import Reported
+from kdbench.standing import Board, Heading, Tuned
 from kdbench.statistics import Interval
 
 
@@ -182,3 +183,106 @@ def test_seed_ranges_and_foreign_text() -> None:
 
 def test_an_interval_without_spread_prints_a_dash() -> None:
     assert (plain(Interval(70.0, None, 1)), signed(Interval(-0.5, 0.25, 5))) == ("70.00 ± –", "-0.50 ± 0.25")
+
+
+STEPS = Reported(top1=75.0, macs_percent=63.0, prefixes={1: 58.0}, source="A paper, 2025")
+
+
+def stepped(**changes: object) -> str:
+    given = [*records("p", {"none": NONE, "kd": KD}), *ladder("p", "steps")]
+    return markdown(rank(heading({"p": ["none", "kd", "steps"]}, **changes), given))
+
+
+def test_the_prefix_table() -> None:
+    text = stepped(reported={("p", "steps"): STEPS})
+    _, _, _, prefixes, exits = tables(text)
+    assert prefixes[0] == ["k", "role", "MACs %", "top-1 (%)", "alone", "NLL", "ECE", "params", "MACs", "reported"]
+    assert prefixes[2][:3] == ["1", "`weak1`", "10.0%"]
+    assert [row[0] for row in prefixes[2:]] == ["1", "2", "3"]
+    assert [row[-1] for row in prefixes[2:]] == ["58.00", "", "75.00 at 63% MACs"]
+    assert prefixes[4][3] == tables(text)[0][3][2]  # the whole answer is the method's row
+    assert exits[0] == ["threshold", "MACs %", "top-1 (%)", "val top-1", "after 1", "after 2", "after 3"]
+    assert exits[2] == ["0.5", "12.5%", exits[2][2], "61.20", "80%", "15%", "5%"]
+    assert "(demo.p.anytime.svg)" in text
+    assert (
+        "Reported, p `steps`: 75.00 at 63% of the teacher's MACs, by the number of roles that answer 1: 58.00 "
+        "(protocol not noted; A paper, 2025)."
+    ) in text
+
+
+def test_prefixes_without_claims_and_pages_without_prefixes() -> None:
+    assert tables(stepped())[3][0][-1] == "MACs"
+    assert "anytime" not in page()
+    assert "Prefixes" not in page()
+
+
+def test_prefixes_of_few_seeds_say_so() -> None:
+    given = [*records("p", {"none": NONE, "kd": KD}), *ladder("p", "steps", 4)]
+    text = markdown(rank(heading({"p": ["none", "kd", "steps"]}), given))
+    assert "Prefixes of `steps`, 4 seeds (unranked: 4 of 5 seeds):" in text
+    assert "Prefixes of `steps`, 5 seeds:" in stepped()
+
+
+def test_a_pair_s_note_stands_under_its_heading() -> None:
+    text = page(notes={"p": "claims reproduced, architecture ours"})
+    assert "## p\n\nclaims reproduced, architecture ours\n\nRoles: " in text
+
+
+def two_tracks(**changes: object) -> Board:
+    suite = heading({"p": list(PAIR)})
+    tunings = {("p", label): tuning(**(changes if label == "bad" else {})) for label in PAIR}
+    tunings["p", "none"] = tuning(1, overrides={}, configurations=1, sampler="grid", expected_best=(70.0,))
+    second = rank(dataclasses.replace(suite, track="tuned", tunings=tunings), records("p", {**PAIR, "bad": DKD}))
+    return dataclasses.replace(rank(suite, records("p", PAIR)), tuned=Tuned(second, (), ("q/kd has not been tuned",)))
+
+
+def test_the_tuned_track_has_tables_of_its_own() -> None:
+    text = markdown(two_tracks())
+    default, second = text.split("## Tuned track")
+    assert tables(default) == tables(page())
+    main, chosen = tables(second)[:2]
+    assert main[0] == [
+        "#", "method", "top-1 (%)", "over none", "over kd", "claim", "recovered", "n", "trials", "seconds"
+    ]  # fmt: skip
+    by_name = {row[1]: row for row in main[3:]}
+    assert by_name["`kd` (reference)"][-2:] == ["16", "120"]
+    assert by_name["`none` (floor)"][-2:] == ["1", "120"]
+    assert {row[0]: row[-1] for row in chosen[2:]} == {
+        "`bad`": "recipe.optimizer.lr=0.02, temperature=2.5",
+        "`dkd`": "recipe.optimizer.lr=0.02, temperature=2.5",
+        "`kd`": "recipe.optimizer.lr=0.02, temperature=2.5",
+        "`none`": "nothing to tune",
+    }
+    assert chosen[2][5:7] == ["70.25", "71.50"]
+    assert tables(second)[2][0] == ["expected best", "of 1", "of 2", "of 4", "of 8", "of 16"]
+    assert "- Sampler: tpe; grid where all configurations are tried." in second
+    assert "- Not in this track: q/kd (has not been tuned)." in second
+    assert "WARNING" not in second
+    for rows in tables(second):
+        assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_unequal_budgets_are_told_loudly() -> None:
+    default, second = markdown(two_tracks(trials=8)).split("## Tuned track")
+    assert "WARNING: not comparable, nothing is ranked.** 2 different tuning budgets in one pair" in second
+    assert "(8 trials: bad; 16 trials: dkd, kd)" in second
+    assert {row[0] for row in tables(second)[0][3:]} == {"–"}
+    assert "WARNING" not in default
+
+
+def test_the_index_lists_tuned_tracks_in_a_table_apart() -> None:
+    summary = Summary.of(two_tracks())
+    text = index([summary, dataclasses.replace(summary, suite="untuned", tuned=None)])
+    boards, tuned = tables(text)
+    assert [row[0] for row in boards[2:]] == ["[demo](demo.md)", "[untuned](untuned.md)"]
+    assert tuned[2] == ["[demo](demo.md#tuned-track)", "4", "16", "480", "20 of 20", "p: bad +3.12 ± 0.30 over none"]
+    assert len(tuned) == 3
+    assert Summary.read(markdown(two_tracks())) == summary
+    assert '"tuned"' not in dataclasses.replace(summary, tuned=None).line
+
+
+def test_a_paper_may_say_nothing_of_the_whole_answer() -> None:
+    text = stepped(reported={("p", "steps"): Reported(prefixes={1: 50.0})})
+    assert [row[-1] for row in tables(text)[3][2:]] == ["50.00", "", ""]
+    assert tables(text)[0][3][-1] == ""
+    assert "- Reported, p `steps`: by the number of roles that answer 1: 50.00 (protocol not noted)." in text

@@ -79,6 +79,13 @@ def test_the_answer_is_that_of_the_definition(backend: str, shape: tuple[int, ..
     np.testing.assert_allclose(out.detach().numpy(), loop(*tensors), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 7, 4), (1, 20, 49, 16), (3, 17, 5, 5), (2, 8, 65, 33)])
+def test_the_graph_of_exported_models_answers_the_same(shape: tuple[int, ...]) -> None:
+    tensors = inputs(*shape)
+    out = scan_torch.parallel(*tensors)
+    np.testing.assert_allclose(out.detach().numpy(), loop(*tensors), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_constant_input_gives_a_geometric_series(backend: str) -> None:
     one, length = torch.ones(1, 1, 12), 12

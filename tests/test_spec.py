@@ -62,6 +62,17 @@ def test_short_forms_mean_the_long_ones() -> None:
     assert short.reported["kd"] == Reported(top1=70.0)
 
 
+def test_a_claim_may_have_prefixes_by_their_number() -> None:
+    claim = Reported.model_validate({"top1": 98, "macs_percent": 63, "prefixes": {"1": 72, "2": 93.5}})
+    assert (claim.prefixes, claim.macs_percent) == ({1: 72.0, 2: 93.5}, 63.0)
+    assert Reported.model_validate({"prefixes": {"1": 50}}).top1 is None
+    with pytest.raises(ValidationError, match="needs `top1`"):
+        Reported.model_validate({"macs_percent": 63})
+    for wrong in ({"0": 72}, {"a": 72}, {"1": 101}, {"1": "72"}, [72]):
+        with pytest.raises(ValidationError):
+            Reported.model_validate({"top1": 98, "prefixes": wrong})
+
+
 def test_train_is_a_flag_or_an_override() -> None:
     assert Model(model="a").train is True
     assert Model.model_validate({"model": "a", "train": False}).train is False

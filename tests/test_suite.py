@@ -261,6 +261,26 @@ def test_a_small_suite(folder: Path) -> None:
         ),
         (
             "student: small",
+            "student: small, reported: {plain: {top1: 98, prefixes: {0: 72}}}",
+            "5:79: pairs.one.reported.plain.prefixes.0: must be at least 1, got '0'",
+        ),
+        (
+            "student: small",
+            "student: small, reported: {plain: {top1: 98, prefixes: {first: 72}}}",
+            "5:79: pairs.one.reported.plain.prefixes.first: expects a whole number, got 'first'",
+        ),
+        (
+            "student: small",
+            "student: small, reported: {plain: {top1: 98, macs_percent: 63, prefixes: {1: 172}}}",
+            "5:100: pairs.one.reported.plain.prefixes.1: must be at most 100, got 172",
+        ),
+        (
+            "student: small",
+            "student: small, note: 3",
+            "5:45: pairs.one.note: expects text, got 3; put it in quotes",
+        ),
+        (
+            "student: small",
             "student: small, t-a: small",
             "5:39: pairs.one.t-a: is not the name of a role: use letters, digits and _, starting with a letter",
         ),
@@ -652,3 +672,107 @@ def test_checking_is_quick_and_imports_no_torch(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("2000 set()\n", "")
+
+
+# ladders and stored logits -------------------------------------------------------------------------------------------
+LADDER = swap(
+    "one: {teacher: big, student: small}",
+    "one: {teacher: big, student: {model: small, options: {patch: 4, dim: 9}}, ta: big, ladder: [{dim: 2}, {model: big, depth: 3}, {}]}",
+)
+
+
+def test_a_ladder_makes_roles_of_growing_number(folder: Path) -> None:
+    roles = of(LADDER).file.pairs["one"].roles
+    assert list(roles) == ["teacher", "student", "weak1", "weak2", "weak3", "ta"]
+    made = {role: (roles[role].model, roles[role].options) for role in ("weak1", "weak2", "weak3")}
+    assert made == {
+        "weak1": ("small", {"patch": 4, "dim": 2}),
+        "weak2": ("big", {"depth": 3}),  # another model: the student's options are not its
+        "weak3": ("small", {"patch": 4, "dim": 9}),
+    }
+
+
+def test_methods_see_the_rungs_in_the_order_of_the_pair_s_roles(folder: Path) -> None:
+    source = """
+@dataclass(frozen=True)
+class Sees(_Free):
+    def plan(self, roles):
+        raise Refusal(" ".join(roles))
+"""
+    Path("sees.py").write_text(METHODS + source)
+    (line,) = lines(LADDER.replace("./plain.py", "./sees.py"))
+    assert line.endswith("cannot be used here: " + " ".join(["teacher", "student", "weak1", "weak2", "weak3", "ta"]))
+
+
+@pytest.mark.parametrize(
+    ("ladder", "expected"),
+    [
+        ("ladder: []", "s.yaml:5:39: pairs.one.ladder: needs at least one entry"),
+        ("ladder: {dim: 2}", "s.yaml:5:39: pairs.one.ladder: expects a list, got a map"),
+        ("ladder: [{dim: 2}, 7]", "s.yaml:5:58: pairs.one.ladder[1]: expects a map, got 7"),
+        (
+            "ladder: [{model: bigg}]",
+            "s.yaml:5:56: pairs.one.ladder[0].model: unknown model 'bigg' (did you mean 'big'?)",
+        ),
+        ("ladder: [{model: 3}]", "s.yaml:5:56: pairs.one.ladder[0].model: expects text, got 3; put it in quotes"),
+        (
+            "ladder: [{dim: 2}], weak1: big",
+            "s.yaml:5:59: pairs.one.weak1: is a rung of the pair's `ladder` already: remove one of them",
+        ),
+    ],
+)
+def test_mistakes_in_a_ladder(folder: Path, ladder: str, expected: str) -> None:
+    assert lines(swap("student: small}", f"student: small, {ladder}}}")) == [expected]
+
+
+def test_options_of_a_rung_are_not_fields_of_a_role(folder: Path) -> None:
+    """`seed` and `train` would be refused on a role that learns; in a rung they are the model's options."""
+    roles = of(swap("student: small}", "student: small, ladder: [{seed: 3, train: false}]}")).file.pairs["one"].roles
+    assert roles["weak1"].options == {"seed": 3, "train": False}
+
+
+def test_a_method_that_needs_a_ladder_says_so(folder: Path) -> None:
+    source = """
+@dataclass(frozen=True)
+class Sums(_Free):
+    def plan(self, roles):
+        return Plan((Stage({"weak1": ("teacher",)}),), answer=("weak1",))
+"""
+    Path("sums.py").write_text(METHODS + source)
+    (line,) = lines(swap("./plain.py", "./sums.py"))
+    assert line.endswith("method 'plain' needs role 'weak1' in pair 'one': add a `ladder`, or exclude the pair")
+    assert of(swap("student: small}", "student: small, weak1: small}").replace("./plain.py", "./sums.py"))
+
+
+STORED = "`stored` is exact without augmentation only: what teachers say of an image changes with its pixels; remove `augment`, or let them run (`live`)"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pair", "expected"),
+    [
+        ("teacher_logits: stored, augment: {crop: 2}", "", ["s.yaml:3:37: recipe.teacher_logits: " + STORED]),
+        (
+            "augment: {flip: true}",
+            ", recipe: {teacher_logits: stored}",
+            ["s.yaml:5:64: pairs.one.recipe.teacher_logits: " + STORED],
+        ),
+        (
+            "teacher_logits: stored",
+            ", recipe: {augment: {crop: 1}}",
+            ["s.yaml:5:48: pairs.one.recipe.teacher_logits: " + STORED],
+        ),
+        ("teacher_logits: keep", "", None),
+    ],
+)
+def test_stored_logits_need_images_that_stay_as_they_are(folder: Path, recipe: str, pair: str, expected) -> None:
+    text = swap("{epochs: 4}", f"{{epochs: 4, {recipe}}}").replace("student: small}", f"student: small{pair}}}")
+    found = lines(text)
+    if expected is None:
+        assert "expects one of 'live', 'stored', got 'keep'" in found[0]
+    else:
+        assert found == expected
+
+
+def test_a_teacher_may_be_augmented_where_its_logits_are_stored(folder: Path) -> None:
+    text = swap("{epochs: 4}", "{epochs: 4, teacher_logits: stored}")
+    assert of(text.replace("teacher: big", "teacher: {model: big, train: {augment: {crop: 2}}}"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_layouts import make_cifar
+from data_layouts import make_cifar, make_folder
 
 from kdbench import models
 from kdbench.batch import Batch, Out
@@ -38,6 +38,7 @@ def suite(name: str) -> Suite:
 
 
 def test_the_suites_are_there() -> None:
+    assert {"imagenet.yaml"} <= set(SUITES)
     assert {"cifar10.yaml", "cifar10-short.yaml", "cifar100.yaml", "digits.yaml", "mnist.yaml"} <= set(SUITES)
 
 
@@ -191,3 +192,40 @@ def test_two_epochs_on_stand_in_data(name: str, tmp_path: Path) -> None:
     ]
     assert all(len(r.curves["train/loss"]) == 2 and 0 <= r.scores["test/top1"] <= 100 for r in results)
     assert len({r.teacher.sha256 for r in results}) == len({job.roles["teacher"].model for job in chosen})
+
+
+def test_imagenet_is_the_standard_recipe() -> None:
+    loaded = suite("imagenet.yaml")
+    pair = loaded.file.pairs["resnet34-resnet18"]
+    assert (pair.teacher.model.partition(".")[0], pair.student.model) == ("resnet34", "resnet18")
+    assert {"teacher", *loaded.methods} == set(pair.reported)
+    assert all(claim.protocol and claim.source for claim in pair.reported.values())
+    for job in expand(loaded, seeds=[0]):
+        recipe = job.recipe
+        assert (recipe.epochs, recipe.batch_size, recipe.schedule.milestones) == (100, 256, (30, 60, 90))
+        assert (recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.1, 0.9, 1e-4)
+        assert recipe.augment.flip
+        assert recipe.augment.random_resized_crop is not None
+        assert job.content["data"]["options"] == {"size": 224}  # where it lies is no part of what it is
+
+
+@pytest.mark.slow
+def test_two_epochs_of_imagenet_on_a_generated_tree(tmp_path: Path) -> None:
+    """Every method, on real JPEG and PNG files of ten classes at 64x64, with decoding processes; no file is fetched."""
+    make_folder(tmp_path, "imagenet", tuple(f"n{i:02}" for i in range(10)), train=6, val=2, sides=(40, 90))
+    over = tmp_path / "over.yaml"
+    over.write_text(
+        "extends: imagenet.yaml\nname: stand-in\n"
+        "data: {val: 10, options: {size: 64, workers: 1}}\nrecipe: {batch_size: 10}\n"
+        "pairs: {resnet34-resnet18: {teacher: {model: resnet34, pretrained: false, min_top1: 0}}}\n"
+    )
+    shutil.copy(FOLDER / "imagenet.yaml", tmp_path)
+    jobs = expand(load(over), epochs=2, seeds=[0])
+    bench = Workbench.load(jobs[0], tmp_path, torch.device("cpu"), tmp_path / "runs")
+    assert (bench.data.classes, bench.data.size, len(bench.data.train.labels)) == (10, 64, 50)
+    jobs = expand(load(over), bench.data.fingerprint, epochs=2, seeds=[0])
+    results = run(jobs, bench, Store(tmp_path / "board", "stand-in")).results
+    assert [(r.method, r.status, r.reason) for r in results] == [(job.label, "ok", "") for job in jobs]
+    assert all(len(r.curves["train/loss"]) == 2 and 0 <= r.scores["test/top1"] <= 100 for r in results)
+    assert len({r.teacher.sha256 for r in results}) == 1
+    assert not any(str(tmp_path) in str(r.job) for r in results)

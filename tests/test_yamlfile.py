@@ -115,7 +115,8 @@ def test_anchors_and_aliases(tmp_path: Path) -> None:
         ),
         ("a: !!str 10\n", ["s.yaml:1:4: a: the tag !!str is not supported: YAML is data here"]),
         ("a: !run {b: 1}\n", ["s.yaml:1:4: a: the tag !run is not supported: YAML is data here"]),
-        ("12: a\n", ['s.yaml:1:1: expects text as a key, got 12: write "12"']),
+        ("1.5: a\n", ['s.yaml:1:1: expects text as a key, got 1.5: write "1.5"']),
+        ("012: a\n", ['s.yaml:1:1: expects text as a key, got 12: write "012"']),
         ("a:\n  ? [x]\n  : 1\n", ["s.yaml:2:5: a: expects text as a key, got a list"]),
         ("a: 9223372036854775808\n", ["s.yaml:1:4: a: is a whole number that does not fit 64 bits"]),
         (f"a: {'9' * 5000}\n", ["s.yaml:1:4: a: is a whole number that does not fit 64 bits"]),
@@ -123,6 +124,12 @@ def test_anchors_and_aliases(tmp_path: Path) -> None:
 )
 def test_what_is_not_data_is_refused(tmp_path: Path, text: str, lines: list[str]) -> None:
     assert parse(tmp_path, text)[1] == lines
+
+
+def test_a_whole_number_is_its_own_text_as_a_key(tmp_path: Path) -> None:
+    node, lines = parse(tmp_path, "a: {1: 72, 12: 93.5}\nb:\n  1: x\n  '1': y\n")
+    assert node.plain() == {"a": {"1": 72, "12": 93.5}, "b": {"1": "x"}}
+    assert lines == ["s.yaml:4:3: b.1: is given twice; the first is on line 3"]
 
 
 def test_a_quoted_merge_key_is_a_key(tmp_path: Path) -> None:

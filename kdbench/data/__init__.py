@@ -1,4 +1,4 @@
-"""Data sets: real images as uint8 tensors, a fixed stratified train/validation cut, and a fingerprint.
+"""Data sets: real images as uint8 tensors or as files, a fixed stratified train/validation cut, and a fingerprint.
 
 Each file here that declares `NAMES` reads some data sets: `read(name, root, **options) -> Raw`, and
 `status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own: `./mine.py:load`,
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kdbench import plugins, spec
 from kdbench.data.cut import cut
+from kdbench.data.files import Files
 from kdbench.data.raw import Raw
 from kdbench.errors import UserError, did_you_mean
 from kdbench.lazy import torch
@@ -33,7 +34,7 @@ __all__ = ["DataSet", "Raw", "Split", "default_root", "found", "load"]
 
 @dataclass(frozen=True)
 class Split:
-    images: Tensor  # uint8 (N, channels, H, W), contiguous
+    images: Tensor | Files  # uint8 (N, channels, H, W): contiguous, or read when needed
     labels: Tensor  # int64 (N,)
 
 
@@ -43,7 +44,8 @@ class DataSet:
 
     `mean` and `std` are per channel, of pixels scaled to [0, 1]. `fingerprint` identifies the decoded pixels and labels
     of the whole set before any cut, so that two layouts of the same data agree; `split` identifies the examples chosen
-    for training and validation. Both are the first 16 hex digits of a sha256.
+    for training and validation. Both are the first 16 hex digits of a sha256. `left_out` counts images that could not
+    be decoded; `notes` says which.
     """
 
     name: str
@@ -57,6 +59,13 @@ class DataSet:
     test: Split
     fingerprint: str
     split: str
+    notes: tuple[str, ...] = ()
+    left_out: int = 0
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result records of the data beside its content key."""
+        return {"split": self.split} | ({"images_left_out": self.left_out} if self.left_out else {})
 
 
 def load(data: spec.Data, root: Path, folder: Path = Path()) -> DataSet:
@@ -74,7 +83,7 @@ def load(data: spec.Data, root: Path, folder: Path = Path()) -> DataSet:
     labels = np.asarray(raw.train_labels, dtype=np.int64)
     val = raw.val if data.val is None else data.val
     train_index, val_index = cut(labels, val, data.fraction, data.split_seed)
-    images = np.asarray(raw.train_images)
+    images = _images(raw.train_images)
     return DataSet(
         name=data.name,
         classes=raw.classes,
@@ -87,6 +96,8 @@ def load(data: spec.Data, root: Path, folder: Path = Path()) -> DataSet:
         test=_split(raw.test_images, raw.test_labels),
         fingerprint=fingerprint(raw),
         split=_digest(train_index, val_index),
+        notes=raw.notes,
+        left_out=raw.left_out,
     )
 
 
@@ -101,8 +112,10 @@ def found(root: Path) -> dict[str, str]:
 
 
 def fingerprint(raw: Raw) -> str:
-    """Of pixels and labels as stored, train then test; shapes count, file formats do not."""
-    parts = (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels)
+    """Of pixels and labels as stored, train then test; shapes count, file formats do not. Files bring their own."""
+    if raw.fingerprint is not None:
+        return raw.fingerprint
+    parts: tuple[Any, ...] = (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels)
     return _digest(*(np.asarray(part) if np.ndim(part) > 1 else np.asarray(part, dtype="<i8") for part in parts))
 
 
@@ -114,7 +127,13 @@ def _digest(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _images(images: Any) -> Any:
+    return images if isinstance(images, Files) else np.asarray(images)
+
+
 def _split(images: Any, labels: Any) -> Split:
+    if isinstance(images, Files):
+        return Split(images, torch.from_numpy(np.require(labels, np.int64, ["C", "W"])))
     # Arrays over a file's bytes are read-only, which torch does not know: those are copied, others are not.
     owned = (np.require(images, np.uint8, ["C", "W"]), np.require(labels, np.int64, ["C", "W"]))
     return Split(*map(torch.from_numpy, owned))
@@ -150,7 +169,7 @@ def _checked(name: str, raw: Any) -> Raw:
         raise UserError(f"data set '{name}' must return a kdbench.data.Raw, not {type(raw).__name__}")
     shape = np.shape(raw.train_images)
     for part in ("train", "test"):
-        images, labels = np.asarray(getattr(raw, f"{part}_images")), np.asarray(getattr(raw, f"{part}_labels"))
+        images, labels = _images(getattr(raw, f"{part}_images")), np.asarray(getattr(raw, f"{part}_labels"))
         said = f"data set '{name}': {part}"
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise UserError(f"{said}_images must be uint8 (N, channels, H, H), not {images.dtype} {images.shape}")

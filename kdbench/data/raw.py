@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.data.files import Files
 from kdbench.errors import UserError
 
 Array = NDArray[np.generic]
@@ -27,16 +28,22 @@ class Raw:
     Images are uint8 (N, channels, H, H), labels integers (N,) in [0, classes); numpy arrays or CPU tensors. `mean` and
     `std` are per channel, of pixels scaled to [0, 1]. `val` is how many training examples are cut for validation where
     the suite does not say.
+
+    A set too large for memory has `kdbench.data.files.Files` as images, and then a fingerprint of its own. `notes` are
+    warnings for the user; `left_out` counts images that could not be decoded.
     """
 
-    train_images: Array
+    train_images: Array | Files
     train_labels: Array
-    test_images: Array
+    test_images: Array | Files
     test_labels: Array
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
     val: int
+    fingerprint: str | None = None
+    notes: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 @dataclass(frozen=True)

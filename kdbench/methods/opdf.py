@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
@@ -48,6 +48,8 @@ def alignment_loss(student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequen
 @dataclass(frozen=True)
 class OPDF(Wrapper):
     """Train tensor factors instead of weight matrices, drawn to the teacher's (Zhan et al., NeurIPS 2024)."""
+
+    extends: ClassVar[tuple[str, ...]] = ("loss",)
 
     over: Method = KD()
     scale: int = knob(1, "tensors between the two ends of a chain; 0 is a singular value decomposition", low=0, high=16)

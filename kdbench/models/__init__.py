@@ -34,6 +34,7 @@ def build(
     classes: int,
     channels: int,
     size: int,
+    input_size: int | None = None,
     pretrained: bool = False,
     folder: Path = Path(),
 ) -> nn.Module:
@@ -44,12 +45,18 @@ def build(
     Args:
         name: kdbench's own, timm's (also with a tag of pretrained weights, `resnet18.a1_in1k`), or `./net.py:function`.
         options: keyword arguments of the model.
+        input_size: the model is made for images of this side, and resizes those that it is given.
         pretrained: take timm's pretrained weights.
         folder: where a relative `./net.py` starts.
 
     Raises:
         UserError: unknown name or option, a value that the model does not take, weights that cannot be had.
     """
+    if input_size is not None and input_size != size:
+        from kdbench.models.equip import resizing
+
+        shape = {"classes": classes, "channels": channels, "size": input_size}
+        return resizing(build(name, options, **shape, pretrained=pretrained, folder=folder), input_size)
     declared = plugins.declared("models")
     given = {"classes": classes, "channels": channels, "size": size}
     if not plugins.is_file(name) and name not in declared:

@@ -11,9 +11,12 @@ A model that sets `kd_taps` and `kd_classifier` is taken at its word. Otherwise:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kdbench.errors import UserError
 from kdbench.taps import Tap
@@ -49,6 +52,31 @@ def equip(model: Any, name: str, *, classes: int) -> nn.Module:
             raise UserError(f"model '{name}': its {what} is '{path}', which is not one of its submodules")
     model.__dict__.update(kd_taps=taps, kd_classifier=classifier)  # plain attributes, not modules
     return model
+
+
+def resizing(model: nn.Module, size: int) -> nn.Module:
+    """The same module, which first resizes images (B, channels, H, W) to `size` x `size`: bilinear, antialiased.
+
+    A forward hook: parameters, their names and taps stay; copies of the model resize too.
+    """
+    model.register_forward_pre_hook(Resize(size))
+    return model
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The hook of `resizing`."""
+
+    size: int
+
+    def __call__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *rest = inputs
+        if x.shape[-2:] == (self.size, self.size):
+            return inputs
+        small = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            small = small.contiguous(memory_format=torch.channels_last)
+        return (small, *rest)
 
 
 def classifier_path(model: nn.Module, classes: int) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench import flops
+from kdbench import decompositions, flops
 
 
 class RMSNorm(nn.Module):
@@ -77,4 +77,12 @@ def macs(x: Sequence[int], *others: Any, **out_shape: Any) -> int:
     return total // 2
 
 
+def plain(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What the operator answers, in torch's own operations: for exported models."""
+    exact = x.double() if x.dtype == torch.float64 else x.float()
+    scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+    return (exact * scale * weight).to(x.dtype), scale
+
+
 flops.register(torch.ops.kdbench.rms_norm, macs)
+decompositions.register(torch.ops.kdbench.rms_norm.default, plain)

@@ -41,6 +41,14 @@ def build(
     Raises:
         UserError: an unknown option or tag, a refused value, or pretrained weights that cannot be had.
     """
+    model, _ = create(name, options, classes=classes, channels=channels, size=size, pretrained=pretrained)
+    return equip(model, name, classes=classes)
+
+
+def create(
+    name: str, options: Mapping[str, Any], *, classes: int, channels: int, size: int, pretrained: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's model, and the keyword arguments with which `timm.create_model` made it. Raises as `build`."""
     for option in options:
         if option in NOT_OPTIONS:
             raise UserError(f"timm model '{name}': option '{option}' {NOT_OPTIONS[option]}; remove it from the options")
@@ -48,11 +56,11 @@ def build(
     sized = {"img_size": size, **arguments}
     try:
         try:
-            model = _created(name, sized, pretrained)
+            return _created(name, sized, pretrained), sized
         except _Unexpected as error:
             if error.option != "img_size" or "img_size" in options:
                 raise
-            model = _created(name, arguments, pretrained)  # a model for any image size
+            return _created(name, arguments, pretrained), arguments  # a model for any image size
     except _Unexpected as error:
         if error.option not in options or "multiple values" in str(error):  # the latter: the name itself sets it
             raise _cannot(name, arguments, error) from error
@@ -60,7 +68,6 @@ def build(
             f"timm model '{name}' takes no option '{error.option}'{did_you_mean(error.option, _parameters(name))}; "
             f"remove it, or correct its spelling"
         ) from error
-    return equip(model, name, classes=classes)
 
 
 class _Unexpected(TypeError):

@@ -26,7 +26,24 @@ def load(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: no such file, a damaged one, or one whose names or shapes are not the model's.
     """
-    state = _tensors(path, _read(path))
+    fit(model, read(path), path)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file.
+
+    Raises:
+        UserError: no such file, a damaged one, or one without a state dict.
+    """
+    return _tensors(path, _read(path))
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into `model`, all of them or, on an error, none; `path` is where they come from.
+
+    Raises:
+        UserError: names or shapes are not the model's.
+    """
     expected = model.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]

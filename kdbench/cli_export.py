@@ -1,0 +1,49 @@
+"""`kdbench export`: see kdbench/export.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits.yaml.")],
+    cell: Annotated[str, typer.Argument(metavar="PAIR/METHOD", help="A student; PAIR/teacher is the pair's teacher.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Ends in .safetensors, .pt2 or .onnx.")],
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the suite's first.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Where the weights are checked.")] = "auto",
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="As given to `run`.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option("--results", help="Folder of the boards and their records.", metavar="DIR")
+    ] = Path("leaderboard"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of their weights.", metavar="DIR")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")] = False,
+) -> None:
+    """Write a trained student (or teacher) to a file that works without kdbench, with a model card.
+
+    .safetensors holds the weights (of a timm network: under timm's names). .pt2 (torch.export) and .onnx hold the whole
+    graph, preprocessing included: uint8 pixels in, logits out. The file is read back and compared before it is kept.
+    """
+    from kdbench.export import Request, export
+    from kdbench.setting import pick_device
+
+    request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force)
+    done = export(request, pick_device(device), lambda sentence: print(f"warning: {sentence}", file=sys.stderr))
+    if as_json:
+        said = {"file": str(done.path), "card": str(done.card), "key": done.key}
+        typer.echo(json.dumps({**said, "difference": done.difference, "images": done.images}, indent=1))
+        return
+    size = done.path.stat().st_size / 2**20
+    typer.echo(
+        f"{done.path}: {size:.2f} MiB; read back, its logits on {done.images} validation images differ by at most "
+        f"{done.difference:.1e}"
+    )
+    typer.echo(str(done.card))

@@ -1,0 +1,83 @@
+"""`kdbench tune`: see kdbench/tune_session.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def tune(
+    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, with a `tune` block.")],
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="PAIR/METHOD", help="Only these cells; globs; repeatable.")
+    ] = None,
+    trials: Annotated[
+        str | None,
+        typer.Option("--trials", metavar="+N", help="So many more than the suite's, for every method alike."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            envvar="KDBENCH_STORAGE",
+            help="sqlite:///FILE, journal:FILE, postgresql://..., mysql://... or grpc://HOST:PORT; default: in --runs.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes here; other machines may join.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or a list for workers: cuda:0,cuda:1.")] = (
+        "auto"
+    ),
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option("--results", help="Folder of the boards; winners go to its tuned/<suite>/.", metavar="DIR")
+    ] = Path("leaderboard"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of studies, checkpoints and logs.", metavar="DIR")] = (
+        Path("runs")
+    ),
+    status: Annotated[bool, typer.Option("--status", help="Show the studies, and stop.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write pages and pictures of the studies, and stop.")] = (
+        False
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="With --status: machine-readable output on stdout.")] = False,
+) -> None:
+    """Search every method's knobs with the same budget, on the validation split; continue where an earlier run stopped.
+
+    The suite's own configuration is the first trial. The same command in several processes or on several machines,
+    with the same --storage, shares the work. Then: `kdbench run SUITE --track tuned`.
+    """
+    from rich.console import Console
+
+    from kdbench.errors import UserError
+    from kdbench.setting import Setting, pick_devices
+    from kdbench.tuning import parse_extra
+
+    extra = parse_extra(trials) if trials is not None else 0
+    if not suite.is_file():
+        from kdbench.suite import load
+
+        load(suite)
+    from kdbench import storages, studies
+
+    url = storage or storages.default_url(runs)
+    if status:
+        studies.status(suite, url, as_json, Console())
+        return
+    if report:
+        from kdbench import tune_report
+
+        for path in tune_report.write(suite, url, results):
+            typer.echo(str(path))
+        return
+    if as_json:
+        raise UserError("--json: goes with --status")
+    from kdbench import tune_session
+
+    order = tune_session.Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
+    devices = pick_devices(device) if workers > 1 else (device,)
+    sys.exit(tune_session.run(order, device, workers, devices, Console(stderr=True), Console()))

@@ -1,0 +1,309 @@
+"""Jobs -> results with worker processes, several on a device: a crash, a fault or a lack of memory costs one job.
+
+The crew keeps no state that matters: results, teachers and checkpoints are on disk, and leases say who is at what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from kdbench import runner, worker
+from kdbench.errors import UserError
+from kdbench.job import Job
+from kdbench.runner import Listener, Summary
+from kdbench.setting import Setting
+from kdbench.store import Store
+
+BACK_OFF = 2.0  # seconds before a job that another run holds is tried again
+DEATHS = 3  # of workers on one job without an epoch in between, until it counts as failed
+
+
+@dataclass(eq=False)
+class Assignment:
+    """A frozen role to make, or a job."""
+
+    kind: str  # "teacher" | "job"
+    key: str
+    name: str
+    job: Job | None = None
+    needs: frozenset[str] = frozenset()  # keys of frozen roles that go first
+    not_before: float = 0.0
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class Hand:
+    """One worker process."""
+
+    process: SpawnProcess
+    connection: Connection
+    device: str
+    assignment: Assignment | None = None
+    since: float = 0.0
+    ready: bool = False
+
+
+@dataclass
+class Crew:
+    """`workers` processes over `devices`; `timeout` in seconds for each job or teacher."""
+
+    jobs: Sequence[Job]
+    store: Store
+    setting: Setting
+    workers: int
+    devices: tuple[str, ...] = ("cpu",)
+    timeout: float | None = None
+    listener: Listener = field(default_factory=Listener)
+
+    def __post_init__(self) -> None:
+        pending = list({job.key: job for job in self.jobs if not self.store.done(job.key)}.values())
+        roles = [
+            role
+            for role in runner.first_roles(pending)
+            if not (self.setting.runs / "teachers" / role.key / "record.json").exists()
+        ]
+        unmade = {role.key for role in roles}
+        self.waiting = [Assignment("teacher", role.key, f"teacher {role.model.model}") for role in roles]
+        self.waiting += [
+            Assignment(
+                "job",
+                job.key,
+                f"{job.name} seed {job.seed}",
+                job,
+                frozenset(role.key for role in job.frozen.values() if role.key in unmade),
+            )
+            for job in pending
+        ]
+        self.hands: list[Hand] = []
+        self.room = dict.fromkeys(self.devices, self.workers)  # jobs at a time on a device
+        self.made: set[str] = set()
+        self.broken: dict[str, str] = {}
+        self.trained = 0
+        self.told = False
+        self.stillborn = 0  # workers that died before they were ready
+
+    def run(self) -> Summary:
+        """Do all that waits.
+
+        Raises:
+            UserError: what a worker found wrong with the user's input or disk.
+            KeyboardInterrupt: the user stopped; workers are ended, what is finished is stored.
+        """
+        try:
+            while self.waiting or self._busy():
+                self._assign()
+                self._listen()
+                self._check_time()
+        finally:
+            self._end()
+        return runner.summary(self.jobs, self.store, self.trained)
+
+    # who does what ---------------------------------------------------------------------------------------------------
+    def _busy(self, device: str | None = None) -> list[Hand]:
+        return [hand for hand in self.hands if hand.assignment and device in (None, hand.device)]
+
+    def _assign(self) -> None:
+        for device in self.devices:
+            for hand in [hand for hand in self.hands if hand.device == device and not hand.assignment and hand.ready]:
+                if len(self._busy(device)) >= self.room[device]:
+                    self._dismiss(hand)  # an idle process holds memory too
+                elif (assignment := self._next()) is not None:
+                    self._give(hand, assignment)
+        idle = sum(hand.assignment is None for hand in self.hands)
+        due = sum(self._due(assignment) for assignment in self.waiting)
+        while len(self.hands) < self.workers and idle < due:
+            free = [device for device in self.devices if self._on(device) < self.room[device]]
+            if not free:
+                return
+            self.hands.append(self._hire(min(free, key=self._on)))
+            idle += 1
+
+    def _on(self, device: str) -> int:
+        return sum(hand.device == device for hand in self.hands)
+
+    def _due(self, assignment: Assignment) -> bool:
+        return assignment.not_before <= time.monotonic() and assignment.needs <= self.made | set(self.broken)
+
+    def _next(self) -> Assignment | None:
+        for assignment in self.waiting:
+            if not self._due(assignment):
+                continue
+            self.waiting.remove(assignment)
+            if assignment.job and (reason := runner.broken_by(assignment.job, self.broken)):
+                self._fail(assignment, reason)
+                return self._next()
+            return assignment
+        return None
+
+    def _give(self, hand: Hand, assignment: Assignment) -> None:
+        hand.assignment, hand.since = assignment, time.monotonic()
+        alone = len(self._busy(hand.device)) <= 1 and self.room[hand.device] == 1
+        try:
+            hand.connection.send((assignment.kind, assignment.key, alone or self.workers == 1))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it died idle: noticed when it is listened to
+        if assignment.job:
+            self.listener.started(assignment.job)
+
+    def _hire(self, device: str) -> Hand:
+        context = multiprocessing.get_context("spawn")
+        mine, theirs = context.Pipe()
+        threads = 0 if os.environ.get("OMP_NUM_THREADS") else max(1, (os.cpu_count() or 1) // self.workers)
+        process = context.Process(
+            target=worker.main,
+            args=(theirs, self.setting, device, threads, os.getpid()),
+            daemon=False,  # data sets may have processes of their own
+        )
+        process.start()
+        theirs.close()
+        return Hand(process, mine, device)
+
+    # what is heard ---------------------------------------------------------------------------------------------------
+    def _listen(self) -> None:
+        if not self.hands:
+            time.sleep(0.05)
+            return
+        heard = wait([hand.connection for hand in self.hands], timeout=0.2)
+        for hand in [hand for hand in self.hands if hand.connection in heard]:
+            try:
+                event = hand.connection.recv()
+            except (EOFError, ConnectionResetError, OSError):
+                self._died(hand)
+            else:
+                self._heard(hand, event)
+
+    def _heard(self, hand: Hand, event: tuple[object, ...]) -> None:
+        name, *arguments = event
+        assignment = hand.assignment
+        if name == worker.READY:
+            hand.ready = True
+        elif name == worker.EPOCH:
+            if assignment:
+                assignment.deaths = 0
+            self.listener.epoch(*arguments)  # type: ignore[arg-type]
+        elif name == worker.WARN:
+            self.listener.warn(str(arguments[0]))
+        elif name == worker.STOP:
+            raise UserError(str(arguments[0]))
+        elif name == worker.SPENT:
+            self._dismiss(hand)
+        elif assignment is not None:
+            hand.assignment = None
+            if name == worker.TAUGHT:
+                self._taught(assignment, str(arguments[1]))
+            elif name == worker.BUSY:
+                self._wait_for(assignment)
+            elif name == worker.MEMORY:
+                self._make_room(hand, assignment)
+            elif name == worker.DONE:
+                self._done(assignment, bool(arguments[1]))
+
+    def _taught(self, assignment: Assignment, trouble: str) -> None:
+        self.made.add(assignment.key)
+        if trouble:
+            self.broken[assignment.key] = trouble
+
+    def _wait_for(self, assignment: Assignment) -> None:
+        assignment.not_before = time.monotonic() + BACK_OFF
+        self.waiting.append(assignment)
+        if not self.told:
+            self.listener.warn(f"{assignment.name} is being trained by another run; its result is awaited")
+            self.told = True
+
+    def _done(self, assignment: Assignment, trained: bool) -> None:
+        assert assignment.job is not None
+        self.store.refresh(assignment.key)
+        self.trained += trained
+        self.listener.finished(assignment.job, self.store.results[assignment.key])
+
+    # trouble ---------------------------------------------------------------------------------------------------------
+    def _make_room(self, hand: Hand, assignment: Assignment) -> None:
+        """Out of memory: tried again with fewer neighbours; alone on its device it is final."""
+        self.room[hand.device] = max(1, len(self._busy(hand.device)))  # without this one
+        self.listener.warn(
+            f"{assignment.name} ran out of memory; {hand.device} now gets {self.room[hand.device]} jobs at a time"
+        )
+        self.waiting.insert(0, assignment)
+        self._dismiss(hand)  # its process keeps what it allocated
+
+    def _died(self, hand: Hand) -> None:
+        hand.process.join(5)
+        code, assignment = hand.process.exitcode, hand.assignment
+        self._drop(hand)
+        if assignment is None:
+            self.stillborn += not hand.ready
+            if self.stillborn >= DEATHS:
+                raise UserError(f"workers on {hand.device} die while they open the suite ({_cause(code)})")
+            return
+        assignment.deaths += 1
+        if assignment.deaths < DEATHS:
+            self.listener.warn(f"the worker of {assignment.name} died ({_cause(code)}); it is tried again")
+            if assignment.deaths > 1:  # the kernel kills what it has no memory for
+                self.room[hand.device] = max(1, len(self._busy(hand.device)))
+            self.waiting.insert(0, assignment)
+        else:
+            self._fail(assignment, f"its worker died {DEATHS} times ({_cause(code)})")
+
+    def _check_time(self) -> None:
+        if self.timeout is None:
+            return
+        for hand in self._busy():
+            if time.monotonic() - hand.since > self.timeout and (assignment := hand.assignment):
+                hand.process.kill()
+                hand.process.join(5)
+                self._drop(hand)
+                self._fail(assignment, f"no result after {self.timeout:g} s (--timeout); the next run continues it")
+
+    def _fail(self, assignment: Assignment, reason: str) -> None:
+        if assignment.job is None:
+            self._taught(assignment, f"its {assignment.name} failed: {reason}")
+            return
+        self.store.refresh(assignment.key)
+        log = f" (log: logs/{assignment.key}.txt)" if not assignment.needs & set(self.broken) else ""
+        result = runner.failed(assignment.job, reason + log)
+        self.store.write(result)
+        self.trained += 1
+        self.listener.finished(assignment.job, self.store.results[assignment.key])
+
+    # the end ---------------------------------------------------------------------------------------------------------
+    def _dismiss(self, hand: Hand) -> None:
+        with contextlib.suppress(OSError):
+            hand.connection.send(None)
+        hand.process.join(2)
+        if hand.process.is_alive():
+            hand.process.kill()
+            hand.process.join(5)
+        self._drop(hand)
+
+    def _drop(self, hand: Hand) -> None:
+        hand.connection.close()
+        self.hands.remove(hand)
+
+    def _end(self) -> None:
+        """Checkpoints are whole after every epoch, so that a worker may be ended at any moment."""
+        for hand in self.hands:
+            hand.process.terminate()
+        for hand in self.hands:
+            hand.process.join(3)
+            if hand.process.is_alive():
+                hand.process.kill()
+                hand.process.join(3)
+            hand.connection.close()
+        self.hands = []
+
+
+def _cause(code: int | None) -> str:
+    if code is None:
+        return "it does not answer"
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return names.get(-code, f"signal {-code}")
+    return f"exit code {code}"

@@ -1,0 +1,90 @@
+"""How an exported file is loaded: the lines of Python in its card, and the very same done to check it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from kdbench.card import Card
+from kdbench.deployed import Deployed
+from kdbench.models.equip import resizing
+from kdbench.models.timm_models import create
+
+PT2 = """
+import torch
+model = torch.export.load("{name}").module()
+logits = model(pixels)  # uint8, any size of batch
+"""
+ONNX = """
+import onnxruntime
+session = onnxruntime.InferenceSession("{name}")
+(logits,) = session.run(["logits"], {{"pixels": pixels}})  # a numpy array, uint8, any size of batch
+"""
+WEIGHTS = """
+import {library}, safetensors.torch, torch
+model = {made}.eval()
+model.load_state_dict(safetensors.torch.load_file("{name}"))
+mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ({mean}, {std}))
+x = (pixels / 255 - mean) / std
+logits = model(x)
+"""
+RESIZE = """
+x = torch.nn.functional.interpolate(x, ({side}, {side}), mode="bilinear", antialias=True)
+logits = model(x)
+"""
+
+
+def empty(found: Deployed, classes: int, channels: int, size: int) -> nn.Module:
+    """A module that takes the weights: timm's own where the network is timm's, as its user would make it."""
+    if not _is_timm(found):
+        return found.fresh()
+    model: nn.Module = timm.create_model(found.spec.model, **_arguments(found, classes, channels, size))
+    return resizing(model, found.spec.input_size) if found.spec.input_size else model
+
+
+def lines(name: str, found: Deployed, card: Card, suite: str, seed: int | None) -> list[str]:
+    """Python that loads the file `name` and answers `logits` for `pixels`.
+
+    Args:
+        suite: name of the suite file.
+        seed: of the job, where it is not the suite's first.
+    """
+    if name.endswith(".pt2"):
+        return PT2.format(name=name).split("\n")[1:-1]
+    if name.endswith(".onnx"):
+        return ONNX.format(name=name).split("\n")[1:-1]
+    shape, spec = card.preprocessing, found.spec
+    if _is_timm(found):
+        arguments = _arguments(found, shape.classes, shape.channels, shape.size)
+        library, made = "timm", f'timm.create_model("{spec.model}"{_listed(arguments)})'
+    elif found.plain:
+        given: dict[str, Any] = {"classes": shape.classes, "channels": shape.channels, "size": shape.size}
+        given |= {"input_size": spec.input_size} if spec.input_size else {}
+        network = card.networks[0]
+        library, made = "kdbench.models", f'kdbench.models.build("{network.model}", {dict(network.options)!r}'
+        made += f"{_listed(given)})"
+    else:
+        library, made = "kdbench.deployed", f'kdbench.deployed.architecture("{suite}", "{card.pair}/{card.label}"'
+        made += f"{_listed({} if seed is None else {'seed': seed})})"
+    text = WEIGHTS.format(library=library, made=made, name=name, mean=list(shape.mean), std=list(shape.std))
+    if _is_timm(found) and (side := spec.input_size) not in (None, shape.size):
+        text = text.replace("\nlogits = model(x)\n", RESIZE.format(side=side))
+    return text.split("\n")[1:-1]
+
+
+def _is_timm(found: Deployed) -> bool:
+    return found.plain and found.origin == "timm"
+
+
+def _arguments(found: Deployed, classes: int, channels: int, size: int) -> dict[str, Any]:
+    """The keyword arguments of `timm.create_model`."""
+    spec = found.spec
+    with torch.device("meta"):
+        return create(spec.model, spec.options, classes=classes, channels=channels, size=spec.input_size or size)[1]
+
+
+def _listed(arguments: dict[str, Any]) -> str:
+    return "".join(f", {name}={value!r}" for name, value in arguments.items())

@@ -1,0 +1,157 @@
+"""Markdown of one pair, and of what holds across settings. `render` puts the page together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdbench.cells import BLANK, amount, count, grid, number, percent, plain, prose, seeds, signed
+from kdbench.render_anytime import sections
+from kdbench.standing import BETTER, FLOOR, REFERENCE, Across, Heading, Row, Table, TeacherRow
+from kdbench.statistics import FEWEST_SETTINGS
+
+LEGEND = (
+    "**top-1**: test accuracy in percent after the last epoch, mean ± half-width of the 95% t interval over seeds. "
+    "**over none**, **over kd**: gain in points over the student without a teacher and over plain KD, paired by seed, "
+    "with its own 95% interval (± – : no spread between seeds, so no interval). "
+    "**claim**: better or worse than KD only where the paired t test survives Holm's correction over this table; the "
+    "intervals themselves are not corrected. "
+    "**recovered**: gain as a share of the gap between teacher and none (blank below 0.5 points). "
+    "**n**: seeds; fewer than 5 is preliminary. **reported**: a paper's number, see the notes."
+)
+TUNED_LEGEND = (
+    " **trials**, **seconds**: spent on tuning this row; none and kd are tuned too, and gains are over the tuned ones."
+)
+DETAILS_LEGEND = (
+    "**agree**: test images on which student and teacher give the same answer; **on errors**: the same among the "
+    "teacher's mistakes. **ECE**: 15 bins. **params**, **MACs**: of the deployed student, one image. "
+    "**extra**: trained parameters that are not deployed. **time**: training seconds relative to none on the same "
+    "device, without the teacher's own training (median over seeds)."
+)
+
+
+def pair(heading: Heading, table: Table, level: str = "##", further: Sequence[str] = ()) -> list[str]:
+    """Everything of one pair; `level` is the mark of its heading, `further` follows the main table."""
+    tuned = TUNED_LEGEND if heading.tunings else ""
+    parts = [f"{level} {table.pair}"]
+    if table.note:
+        parts.append(prose(table.note))
+    if line := _who(table):
+        parts.append(line)
+    parts += [f"> **WARNING: not comparable, nothing is ranked.** {prose(alarm)}." for alarm in table.alarms]
+    parts += [_main(heading, table), f"<sub>{LEGEND}{tuned}</sub>"]
+    unranked = [row for row in table.rows if not row.ranked]
+    if troubles := [f"- `{row.label}`, {text}" for row in unranked for text in _troubles(row)]:
+        parts += ["Unranked:", "\n".join(troubles)]
+    parts += [*further, _details(table), f"<sub>{DETAILS_LEGEND}</sub>", _every_seed(table)]
+    return parts + sections(heading, table, f"{level}#")
+
+
+def _who(table: Table) -> str:
+    student, teacher = table.row(FLOOR) or next((row for row in table.rows if row.macs), None), table.teacher
+    roles = ", ".join(f"{role} {prose(model)}" for role, model in table.roles.items())
+    if not (student and teacher and student.parameters and student.macs and teacher.parameters and teacher.macs):
+        return f"Roles: {roles}." if roles else ""
+    share = f"{percent(student.parameters / teacher.parameters)} of the teacher's parameters and "
+    return f"Roles: {roles or 'unnamed'}. The student has {share}{percent(student.macs / teacher.macs)} of its MACs."
+
+
+def _main(heading: Heading, table: Table) -> str:
+    columns = ["#", "method", "top-1 (%)", "over none", "over kd", "claim", "recovered", "n"]
+    columns += ["trials", "seconds"] if heading.tunings else []
+    reported = bool((table.teacher and table.teacher.reported) or any(row.reported for row in table.rows))
+    lines = []
+    if teacher := table.teacher:
+        top1 = f"{teacher.top1:.2f}" if teacher.top1 is not None else BLANK
+        lines.append([BLANK, "**teacher**", top1, *[BLANK] * (len(columns) - 3), _reported(teacher)])
+    for row in table.rows:
+        n = f"{row.n}, preliminary" if row.preliminary else str(row.n)
+        line = [
+            str(row.place) if row.place else "–",
+            _name(row),
+            plain(row.top1),
+            signed(row.gain),
+            signed(row.over_kd),
+            row.claim if row.ranked else f"unranked: {row.why_unranked}",
+            percent(row.recovered),
+            n,
+            *_spent(heading, table.pair, row.label),
+            _reported(row),
+        ]
+        lines.append(line)
+    if reported:
+        columns.append("reported")
+    align = "rlrrrlrl" + ("rr" if heading.tunings else "") + "l"
+    return grid(columns, [line[: len(columns)] for line in lines], align)
+
+
+def _spent(heading: Heading, pair: str, label: str) -> list[str]:
+    """Cells for the cost of tuning; none in a track without."""
+    if not heading.tunings:
+        return []
+    tuning = heading.tunings.get((pair, label))
+    return [str(tuning.trials), f"{tuning.gpu_seconds:.0f}"] if tuning else [BLANK, BLANK]
+
+
+def _details(table: Table) -> str:
+    columns = ["method", "agree", "on errors", "NLL", "ECE", "params", "MACs", "extra", "time"]
+    lines = []
+    if teacher := table.teacher:
+        nll, ece = (number(teacher.scores.get(f"test/{name}")) for name in ("nll", "ece"))
+        lines.append(["**teacher**", BLANK, BLANK, nll, ece, amount(teacher.parameters), amount(teacher.macs), "", ""])
+    for row in table.rows:
+        metric = row.metrics
+        agreement = [percent(metric.get(name), 1) for name in ("agreement", "agreement_on_errors")]
+        calibration = [number(metric.get(name)) for name in ("nll", "ece")]
+        size = [amount(value) for value in (row.parameters, row.macs, row.head_parameters)]
+        time = f"{row.relative_time:.2f}×" if row.relative_time is not None else BLANK
+        lines.append([_name(row), *agreement, *calibration, *size, time])
+    return grid(columns, lines, "lrrrrrrrr")
+
+
+def _every_seed(table: Table) -> str:
+    shown: set[int] = set()
+    for row in table.rows:
+        shown |= set(row.seeds).union(*(hit for hit, _ in row.troubles))
+    columns, lines = sorted(shown), []
+    for row in table.rows:
+        trouble = {seed: text.partition(":")[0] for hit, text in row.troubles for seed in hit}
+        cells = [f"{row.seeds[seed]:.2f}" if seed in row.seeds else trouble.get(seed, BLANK) for seed in columns]
+        lines.append([f"`{row.label}`", *cells])
+    body = grid(["test top-1 (%)", *(f"seed {seed}" for seed in columns)], lines, "l" + "r" * len(columns))
+    return f"<details><summary>Every seed of {table.pair}</summary>\n\n{body}\n\n</details>"
+
+
+def overall(across: Across, level: str = "##") -> list[str]:
+    """The section on what holds across settings."""
+    few = len(across.settings) < FEWEST_SETTINGS
+    lines = []
+    for row in across.rows:
+        middle = [f"{row.iqm[0]:+.2f}", f"[{row.iqm[1]:+.2f}, {row.iqm[2]:+.2f}]"] if row.iqm else [BLANK, BLANK]
+        p = BLANK if row.label == REFERENCE else "too few settings" if few else number(row.p_holm)
+        lines.append([f"`{row.label}`", f"{row.mean_rank:.2f}", *middle, p])
+    legend = (
+        f"<sub>Over {count(len(across.settings), 'setting')} ({', '.join(across.settings)}). **mean rank**: 1 is best, "
+        "among the methods listed. **IQM gain**: interquartile mean of the gains over none, with a 95% bootstrap "
+        "interval that resamples seeds within each setting. **p against kd**: Wilcoxon signed-rank over settings, "
+        f"Holm-corrected; not printed below {FEWEST_SETTINGS} settings.</sub>"
+    )
+    columns = ["method", "mean rank", "IQM gain", "interval", "p against kd"]
+    if across.left_out:
+        names = ", ".join(f"`{label}`" for label in across.left_out)
+        legend += f"\n\nNot ranked in every setting, and so not listed: {names}."
+    return [f"{level} Across settings", grid(columns, lines, "lrrrr"), legend]
+
+
+def _name(row: Row) -> str:
+    name = f"**`{row.label}`**" if row.claim == BETTER else f"`{row.label}`"
+    return name + {FLOOR: " (floor)", REFERENCE: " (reference)"}.get(row.label, "")
+
+
+def _reported(row: Row | TeacherRow) -> str:
+    return f"{row.reported.top1:.2f}" if row.reported and row.reported.top1 is not None else BLANK
+
+
+def _troubles(row: Row) -> list[str]:
+    if not row.troubles:
+        return [f"{row.why_unranked}."]
+    return [f"seed{'s' if len(hit) > 1 else ''} {seeds(hit)}: {prose(text)}." for hit, text in row.troubles]

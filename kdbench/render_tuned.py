@@ -1,0 +1,137 @@
+"""Markdown of the tuned track: the second part of a page, with tables of its own; no row is ranked with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kdbench.cells import BLANK, count, grid, options, plain, prose, seeds, signed
+from kdbench.render_pair import overall, pair
+from kdbench.standing import Heading, Table, Tuned, Tuning, Worth
+
+CHOSEN_LEGEND = (
+    "**chosen**: what differs from the suite's knobs. **default**, **best**: the tuning metric on the tuning seeds, of "
+    "the suite's knobs and of the chosen ones. **pruned**, **failed**: trials that ended early, among all "
+    "**trials**. A method has fewer trials than others only where it has no more configurations: one, where nothing of "
+    "it is searched."
+)
+EXPECTED_LEGEND = (
+    "The best of n trials drawn from those made, on average: what a smaller budget would have given (on validation)."
+)
+WORTH = (
+    "Across tracks, and no ranking: test top-1 of the same method with chosen knobs and with the suite's, in percent. "
+    "The difference in points is paired by seed, over the seeds that both tracks have."
+)
+
+
+def tuned_part(tuned: Tuned) -> list[str]:
+    """Everything below the heading `Tuned track`."""
+    board, heading = tuned.board, tuned.board.heading
+    counts = [
+        count(len(heading.pairs), "pair"),
+        count(len({label for _, label in heading.cells}), "method"),
+        f"{count(len(heading.seeds), 'seed')} ({seeds(heading.seeds)})",
+        f"{board.finished} of {board.expected} results",
+        f"track `{heading.track}`",
+    ]
+    parts = [
+        "## Tuned track",
+        "Knobs chosen by `kdbench tune` on validation scores, with seeds that are not those of this table and the same "
+        "budget for every method, none and kd included. The rows above have the suite's knobs: the two are not to be "
+        "compared row by row.",
+        ", ".join(counts) + ".",
+    ]
+    if board.has_rows:
+        parts.append(f"![Test accuracy of every tuned method with its 95% interval]({heading.picture})")
+    for table in board.tables:
+        parts += pair(heading, table, "###", _chosen(heading, table))
+    if board.across:
+        parts += overall(board.across, "###")
+    return [*parts, *_worth(tuned.worth), "### Notes on the tuned track", _notes(tuned)]
+
+
+def _chosen(heading: Heading, table: Table) -> list[str]:
+    """What was tuned and what it cost, row by row; then what fewer trials would have given."""
+    tunings = {row.label: heading.tunings[table.pair, row.label] for row in table.rows}
+    columns = ["method", "trials", "pruned", "failed", "seconds", "default", "best", "chosen"]
+    lines = [
+        [
+            f"`{label}`",
+            *(str(number) for number in (tuning.trials, tuning.pruned, tuning.failed)),
+            f"{tuning.gpu_seconds:.0f}",
+            *(_score(value) for value in (tuning.default_value, tuning.value)),
+            _overrides(tuning),
+        ]
+        for label, tuning in tunings.items()
+    ]
+    parts = [grid(columns, lines, "lrrrrrrl"), f"<sub>{CHOSEN_LEGEND}</sub>"]
+    trials = list(_doubled(max(len(tuning.expected_best) for tuning in tunings.values())))
+    if trials:
+        shown = [
+            [f"`{label}`", *(_score(t.expected_best[n - 1] if n <= len(t.expected_best) else None) for n in trials)]
+            for label, t in tunings.items()
+            if t.expected_best
+        ]
+        body = grid(["expected best", *(f"of {n}" for n in trials)], shown, "l" + "r" * len(trials))
+        summary = f"What fewer trials would have given on {table.pair}"
+        parts.append(f"<details><summary>{summary}</summary>\n\n{body}\n\n<sub>{EXPECTED_LEGEND}</sub>\n\n</details>")
+    return parts
+
+
+def _overrides(tuning: Tuning) -> str:
+    if tuning.overrides:
+        return options(dict(sorted(tuning.overrides.items())))
+    return "nothing to tune" if tuning.configurations == 1 else "the suite's knobs"
+
+
+def _score(value: float | None) -> str:
+    """A validation score: percent, nats or a cost."""
+    return BLANK if value is None else f"{value:.5g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _doubled(most: int) -> Iterator[int]:
+    """1, 2, 4, ... and the last."""
+    n = 1
+    while n < most:
+        yield n
+        n *= 2
+    if most:
+        yield most
+
+
+def _worth(worth: Sequence[Worth]) -> list[str]:
+    if not worth:
+        return []
+    lines = [
+        [row.pair, f"`{row.label}`", plain(row.default), plain(row.tuned), signed(row.gain), str(row.gain.n)]
+        for row in worth
+    ]
+    columns = ["pair", "method", "default track (%)", "tuned track (%)", "difference", "n"]
+    return ["### What tuning was worth", WORTH, grid(columns, lines, "llrrrr")]
+
+
+def _notes(tuned: Tuned) -> str:
+    board, heading = tuned.board, tuned.board.heading
+    ways = _by_how(heading)
+    lines = [f"Tuned {how}{': ' + ', '.join(cells) if len(ways) > 1 else ''}." for how, cells in ways.items()]
+    samplers = sorted({tuning.sampler for tuning in heading.tunings.values()})
+    few = "; grid where all configurations are tried" if len(samplers) > 1 and "grid" in samplers else ""
+    lines.append(f"Sampler: {', '.join(name for name in samplers if not few or name != 'grid')}{few}.")
+    lines.append("A chosen value replaces the suite's own; all else of data, recipe, roles and knobs is as above.")
+    without: dict[str, list[str]] = {}
+    for cell, _, why in (note.partition(" ") for note in tuned.notes):
+        without.setdefault(why, []).append(cell)
+    lines += [f"Not in this track: {', '.join(cells)} ({prose(why)})." for why, cells in without.items()]
+    machines = "; ".join(f"{prose(device)} in {precision}" for device, precision in board.machines)
+    if machines:
+        lines.append(f"Trained and timed on {machines}.")
+    versions = [f"{name} {' and '.join(found)}" for name, found in sorted(board.versions.items()) if found]
+    if versions:
+        lines.append(f"Versions: {prose(', '.join(versions))}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _by_how(heading: Heading) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, label in heading.cells:
+        found.setdefault(prose(heading.tunings[name, label].how), []).append(f"{name} `{label}`")
+    return found

@@ -1,0 +1,115 @@
+"""The two tracks of a suite: the stored results each asks for, what tuning chose, and what it was worth.
+
+A result belongs to a track because its content is what that track's job would be, whatever run made it first. Where
+the published knobs won, one result is both tracks'.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kdbench import winners
+from kdbench.board import rank
+from kdbench.job import Job, expand, matches
+from kdbench.result import Result
+from kdbench.runner import relabelled
+from kdbench.standing import Board, Tuned, Tuning, Worth
+from kdbench.statistics import interval, paired
+from kdbench.store import Store
+from kdbench.suite import Suite
+from kdbench.tuning import cell_of
+from kdbench.winners import Winner
+
+Cell = tuple[str, str]  # pair, label
+
+
+def published(suite: Suite, store: Store) -> list[Result]:
+    """The stored results of the default track, under the suite's labels; stale ones are left out."""
+    return matching(expand(suite), store)
+
+
+def chosen(suite: Suite, store: Store, found: Mapping[Cell, Winner]) -> list[Result]:
+    """The stored results of the tuned track: those of the winners that are in force now."""
+    jobs = [winners.tuned_job(suite, winner, None, seed=seed) for seed in suite.file.seeds for winner in found.values()]
+    return matching(jobs, store)
+
+
+def matching(wanted: Iterable[Job], store: Store) -> list[Result]:
+    """The stored results of these jobs, relabelled.
+
+    Where results of several versions of the data are stored, those of the most frequent one.
+    """
+    found: list[Result] = []
+    by_cell: dict[tuple[str, int], list[Result]] = {}
+    for result in store.results.values():
+        by_cell.setdefault((result.job.get("method", {}).get("name", ""), result.seed), []).append(result)
+    for job in wanted:
+        for result in by_cell.get((job.content["method"]["name"], job.seed), ()):
+            if matches(job, result.job):
+                found.append(relabelled(result, job))
+    prints = Counter(_fingerprint(result) for result in found)
+    if len(prints) > 1:
+        kept = min(prints, key=lambda name: (-prints[name], name))
+        found = [result for result in found if _fingerprint(result) == kept]
+    return found
+
+
+def _fingerprint(result: Result) -> str:
+    return str(result.job["data"]["fingerprint"])
+
+
+def tuning(suite: Suite, winner: Winner) -> Tuning:
+    """What a board says of a winner."""
+    cell = cell_of(suite, winner.pair, winner.method)
+    seeds = ", ".join(str(seed) for seed in winner.seeds)
+    return Tuning(
+        overrides=winner.overrides,
+        trials=winner.trials,
+        pruned=winner.pruned,
+        failed=winner.failed,
+        gpu_seconds=winner.gpu_seconds,
+        value=winner.value,
+        default_value=winner.default_value,
+        expected_best=tuple(winner.expected_best),
+        how=f"on {winner.metric}, {winner.epochs} epochs, seed{'s' if len(winner.seeds) > 1 else ''} {seeds}",
+        sampler=winner.sampler,
+        configurations=len(cell.enumerated) if cell.enumerated is not None else None,
+    )
+
+
+def tuned_track(suite: Suite, store: Store, default: Board, root: Path) -> Tuned | None:
+    """The suite's second track, with a board of its own; None where nothing has been tuned."""
+    found, notes = winners.current(suite, root)
+    tune = suite.file.tune
+    if not found or tune is None:
+        return None
+    heading = replace(
+        default.heading,
+        track="tuned",
+        tunings={cell: tuning(suite, winner) for cell, winner in found.items()},
+        cells=tuple(found),
+        pairs=tuple(dict.fromkeys(pair for pair, _ in found)),
+        gpu_seconds=tune.gpu_seconds if tune.budget == "gpu_seconds" else None,
+        reported={},  # papers report their own knobs: in the default track
+    )
+    board = rank(heading, chosen(suite, store, found))
+    return Tuned(board, tuple(worth(default, board)), tuple(notes))
+
+
+def worth(default: Board, tuned: Board) -> Iterator[Worth]:
+    """Tuned minus default, paired by seed, for each row that both boards have under the same teacher."""
+    tables = {table.pair: table for table in default.tables}
+    for table in tuned.tables:
+        other = tables[table.pair]
+        if other.alarms or (other.teacher and table.teacher and other.teacher.sha256 != table.teacher.sha256):
+            continue
+        for row in table.rows:
+            before = other.row(row.label)
+            gain = paired(row.seeds, before.seeds) if before else None
+            if before and gain:
+                common = sorted(set(row.seeds) & set(before.seeds))
+                sides = [interval([seeds[seed] for seed in common]) for seeds in (before.seeds, row.seeds)]
+                yield Worth(table.pair, row.label, sides[0], sides[1], gain)

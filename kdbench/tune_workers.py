@@ -1,0 +1,140 @@
+"""`tune --workers N`: N processes that each do what a lone `tune` does. One that dies is replaced, its trial redone."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING
+
+from kdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbench.tune_session import Order, Screen
+
+SAY, STOP, DONE = "say", "stop", "done"  # events: (SAY, text, counts), (STOP, sentence), (DONE,)
+PATIENCE = 10.0  # seconds that workers have to put a trial down
+DEATHS = 5  # of one worker's successors in a row without a finished trial
+
+
+@dataclass(eq=False)
+class Hand:
+    process: SpawnProcess
+    connection: Connection
+    device: str
+    deaths: int = 0  # of those it replaces
+
+
+@dataclass
+class Workers:
+    """`devices` are dealt out in turn."""
+
+    order: Order
+    count: int
+    devices: tuple[str, ...]
+    screen: Screen
+    hands: list[Hand] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Until every worker has found nothing more to do.
+
+        Raises:
+            UserError: what a worker found wrong, or workers that die one after the other.
+            KeyboardInterrupt: the user stopped; the workers have put their trials down.
+        """
+        try:
+            for number in range(self.count):
+                self.hands.append(self._hire(self.devices[number % len(self.devices)], 0))
+            while self.hands:
+                for ready in wait([hand.connection for hand in self.hands], timeout=1.0):
+                    hand = next(hand for hand in self.hands if hand.connection is ready)
+                    self._listen(hand)
+        finally:
+            self._end()
+
+    def _hire(self, device: str, deaths: int) -> Hand:
+        context = multiprocessing.get_context("spawn")
+        mine, theirs = context.Pipe()
+        threads = 0 if os.environ.get("OMP_NUM_THREADS") else max(1, (os.cpu_count() or 1) // self.count)
+        process = context.Process(target=main, args=(theirs, self.order, device, threads, os.getpid()))
+        process.start()
+        theirs.close()
+        return Hand(process, mine, device, deaths)
+
+    def _listen(self, hand: Hand) -> None:
+        try:
+            name, *arguments = hand.connection.recv()
+        except (EOFError, ConnectionResetError, OSError):
+            self._died(hand)
+            return
+        if name == SAY:
+            text, counts = arguments
+            hand.deaths = 0 if counts else hand.deaths
+            self.screen.say(text, counts)
+        elif name == STOP:
+            raise UserError(str(arguments[0]))
+        elif name == DONE:
+            self.hands.remove(hand)
+            hand.process.join()
+
+    def _died(self, hand: Hand) -> None:
+        hand.process.join()
+        self.hands.remove(hand)
+        code = hand.process.exitcode or 0
+        said = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if hand.deaths + 1 >= DEATHS:
+            logs = self.order.setting.runs / "logs"
+            raise UserError(f"{DEATHS} workers died one after the other (the last: {said}); see {logs}")
+        self.screen.warn(f"a worker died ({said}); another takes its place")
+        self.hands.append(self._hire(hand.device, hand.deaths + 1))
+
+    def _end(self) -> None:
+        for hand in self.hands:
+            with contextlib.suppress(OSError):
+                hand.process.terminate()  # heard as Ctrl-C there
+        deadline = time.monotonic() + PATIENCE
+        for hand in self.hands:
+            hand.process.join(max(0.1, deadline - time.monotonic()))
+            if hand.process.is_alive():
+                hand.process.kill()
+                hand.process.join()
+
+
+def main(connection: Connection, order: Order, device: str, threads: int, parent: int) -> None:
+    """A worker's whole life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it through its parent
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        try:
+            _work(connection, order, device, threads)
+            connection.send((DONE,))
+        except UserError as error:
+            connection.send((STOP, str(error)))
+
+
+def _work(connection: Connection, order: Order, device: str, threads: int) -> None:
+    import torch
+    from rich.console import Console
+
+    from kdbench.tune_session import Screen
+
+    if threads:
+        torch.set_num_threads(threads)
+    screen = Screen(Console(stderr=True), lambda text, counts: connection.send((SAY, text, counts)))
+    order.open(device, screen.listener()).work()
+
+
+def _follow(parent: int) -> None:
+    """End with the parent, however it ends."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(1)

@@ -1,0 +1,291 @@
+"""`tune` at work: claim a slot, make its job, train it on the validation split, tell the study; over and over.
+
+Every process that is given the same suite and storage does the same; none of them leads. A worker takes the lowest
+open slot of all studies, so that all methods have had about as many trials at any moment, whenever it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import optuna
+import sqlalchemy
+
+from kdbench import checkpoint, runner
+from kdbench.errors import UserError
+from kdbench.job import Job, variant
+from kdbench.method import Refusal
+from kdbench.result import Result
+from kdbench.session import try_models
+from kdbench.setting import Opened
+from kdbench.storages import shown
+from kdbench.store import Store
+from kdbench.studies import agreed, away, study_of
+from kdbench.study import Claim, Outcome, seconds_of
+from kdbench.task import Progress
+from kdbench.tunerules import FOLLOWED
+from kdbench.tuning import Cell, cell_of, tune_of
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+POLL = 2.0  # seconds between looks at trials that others hold
+
+
+@dataclass
+class Listener:
+    """What tuning tells its watcher."""
+
+    started: Callable[[Cell, int, int], None] = lambda cell, slot, of: None
+    epoch: Callable[[str, Progress], None] = lambda what, progress: None
+    finished: Callable[[Cell, int, int, Outcome], None] = lambda cell, slot, of, outcome: None
+    warn: Callable[[str], None] = lambda sentence: None
+
+
+@dataclass
+class Tuner:
+    """All studies of a suite (or of the cells that `--only` chose), in one storage."""
+
+    opened: Opened
+    storage: BaseStorage
+    url: str
+    extra: int = 0
+    listener: Listener = field(default_factory=Listener)
+
+    def __post_init__(self) -> None:
+        self.suite, self.bench = self.opened.suite, self.opened.bench
+        self.tune = tune_of(self.suite)
+        self.cells = cells_of(self.opened)
+        self.records = Store(self.bench.runs / "trials", self.suite.file.name, self.listener.warn)
+        self.studies = {
+            cell: study_of(cell, self.tune, self.storage, self.bench.data.fingerprint) for cell in self.cells
+        }
+        self.counted: dict[str, tuple[int, int]] = {}
+        self.target = self.tune.trials
+
+    def prepare(self) -> None:
+        """Try every model, make the studies, agree on the budget.
+
+        Raises:
+            UserError: a model cannot be made, a study was made on other data, or the storage is away.
+        """
+        try_models(self.opened.jobs, self.bench)
+        try:
+            self.target = agreed(list(self.studies.values()), self.tune.trials + self.extra)
+        except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+            raise away(self.url, error) from error
+        for cell, study in self.studies.items():
+            print_ = self.storage.get_study_user_attrs(study.id).get("fingerprint")
+            if print_ not in (None, self.bench.data.fingerprint):
+                raise UserError(
+                    f"--storage {shown(self.url)}: the study {cell.study} was made on other data (fingerprint "
+                    f"{print_}, here {self.bench.data.fingerprint}); give another --storage"
+                )
+            study.refresh()
+
+    def work(self) -> None:
+        """Do trials until every slot of every study is done, by whomever.
+
+        Raises:
+            KeyboardInterrupt: the user stopped; the trial goes on where its checkpoint is.
+            UserError: the storage is away, or files cannot be written.
+        """
+        try:
+            while (claim := self._claim()) is not None:
+                self._do(*claim)
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            raise away(self.url, error) from error
+
+    def done(self, cell: Cell) -> bool:
+        return self.studies[cell].done(self.limit(cell))
+
+    def limit(self, cell: Cell) -> int:
+        """Slots that may be begun, as last read."""
+        study = self.studies[cell]
+        if self.tune.budget == "trials":
+            return cell.trials(self.target)
+        begun, allowed = len(study.table), float(self.tune.gpu_seconds or 0.0)
+        spent = seconds_of(study.trials)
+        running = sum(slot.state != "done" for slot in study.table.values())
+        expected = spent / max(1, begun - running)
+        more = begun == 0 or (running == 0 and spent < allowed) or (spent > 0 and spent + running * expected < allowed)
+        return cell.trials(begun + more)
+
+    # who does what ---------------------------------------------------------------------------------------------------
+    def _claim(self) -> tuple[Cell, Claim] | None:
+        """A slot for this process; waits while others hold the last ones. None: all is done."""
+        while True:
+            cell = self._lowest()
+            if cell is None:
+                if all(self.done(cell) for cell in self.cells):
+                    return None
+                time.sleep(POLL)
+                continue
+            if claim := self.studies[cell].claim(self.limit(cell)):
+                return cell, claim
+
+    def _lowest(self) -> Cell | None:
+        """The cell with the lowest open slot, freshly read."""
+        known = {cell: self.studies[cell].next_slot(self.limit(cell)) for cell in self.cells}
+        while open_ := [cell for cell in self.cells if known[cell] is not None]:
+            cell = min(open_, key=lambda cell: known[cell] or 0)
+            before = known[cell]
+            self.studies[cell].refresh()
+            known[cell] = self.studies[cell].next_slot(self.limit(cell))
+            if known[cell] == before:
+                return cell
+        fresh = [cell for cell in self.cells if not self.done(cell)]
+        for cell in fresh:
+            self.studies[cell].refresh()
+        return next((cell for cell in fresh if self.studies[cell].next_slot(self.limit(cell)) is not None), None)
+
+    def _do(self, cell: Cell, claim: Claim) -> None:
+        of = self.limit(cell)
+        self.listener.started(cell, claim.slot, of)
+        with claim.alive():
+            try:
+                outcome = self.evaluate(cell, claim)
+            except KeyboardInterrupt:
+                claim.tell(Outcome("interrupted", reason="stopped by the user"))
+                raise
+        if claim.tell(outcome):
+            self.listener.finished(cell, claim.slot, of, outcome)
+        else:
+            self.listener.warn(f"{cell.name} trial {claim.slot + 1}: another worker has taken it over")
+
+    # one trial -------------------------------------------------------------------------------------------------------
+    def evaluate(self, cell: Cell, claim: Claim) -> Outcome:
+        """The trial's job for every tuning seed, on the validation split alone."""
+        seconds: dict[str, float] = {}
+        try:
+            jobs = [self.job(cell, claim.overrides, seed) for seed in self.tune.seeds]
+            if broken := self._broken(jobs[0], claim.overrides):
+                return Outcome("infeasible", reason=broken)
+        except (UserError, Refusal) as refused:
+            return Outcome("failed", reason=str(refused))
+        results = []
+        for number, job in enumerate(jobs):
+            try:
+                result = self._train(job, claim if number == 0 else None, seconds)
+            except UserError as error:
+                if claim.slot == 0:
+                    raise  # the suite's own configuration: a mistake of the user
+                return Outcome("failed", reason=str(error), seconds=seconds)
+            if result.status != "ok":
+                verdict = result.status if result.status in ("pruned", "diverged") else "failed"
+                return Outcome(verdict, reason=result.reason, seconds=seconds)  # type: ignore[arg-type]
+            results.append(result)
+        values = tuple(fmean(_value(result, name) for result in results) for name in cell.objectives)
+        if not all(map(math.isfinite, values)):
+            named = ", ".join(name for name, v in zip(cell.objectives, values, strict=True) if not math.isfinite(v))
+            return Outcome("failed", reason=f"{named} is not a finite number", seconds=seconds)
+        return Outcome("ok", values, seconds=seconds)
+
+    def job(self, cell: Cell, overrides: Mapping[str, object], seed: int) -> Job:
+        return variant(
+            self.suite,
+            cell.pair,
+            cell.label,
+            overrides,
+            self.bench.data.fingerprint,
+            seed=seed,
+            epochs=self.tune.epochs,
+        )
+
+    def _train(self, job: Job, claim: Claim | None, seconds: dict[str, float]) -> Result:
+        """The job's record, made now unless there is one; a job that another process trains is awaited."""
+        while True:
+            self.bench.watch = self._watch(job, claim, seconds)
+            try:
+                result, _ = runner.do(job, self.bench, self.records, splits=("val",))
+            except runner.Busy:
+                time.sleep(POLL)
+                continue
+            except runner.OutOfMemory as error:
+                result = runner.failed(job, str(error))
+                self.records.write(result)
+            except Pruned as pruned:
+                result = self._pruned(job, str(pruned))
+            if result.cost is not None:
+                seconds[job.key] = round(result.cost.train_seconds, 3)
+            return result
+
+    def _watch(self, job: Job, claim: Claim | None, seconds: dict[str, float]) -> Callable[[str, Progress], None]:
+        """Hears every epoch: reports it to the study, and ends a training that its pruner gives up."""
+        title, metric = f"{job.name} seed {job.seed}", (self.tune.objectives or (self.tune.metric,))[0]
+        follow = claim is not None and len(self.tune.objectives) < 2 and metric in FOLLOWED
+
+        def watch(what: str, progress: Progress) -> None:
+            self.listener.epoch(what, progress)
+            if what != title:
+                return  # a teacher's
+            seconds[job.key] = round(progress.seconds, 3)
+            last = progress.stage == progress.stages - 1 and progress.epoch == progress.epochs - 1
+            value = progress.metrics.get(metric)
+            if not follow or last or value is None or not math.isfinite(value) or claim is None:
+                return
+            claim.trial.report(value, progress.epoch + 1)
+            if claim.trial.should_prune():
+                raise Pruned(f"{metric} {value:.4g} after epoch {progress.epoch + 1} is behind other trials")
+
+        return watch
+
+    def _pruned(self, job: Job, reason: str) -> Result:
+        path = self.bench.runs / "checkpoints" / f"{job.key}.pt"
+        state = checkpoint.resume(path, self.bench.device, self.listener.warn)
+        result = dataclasses.replace(runner.failed(job, reason), status="pruned", curves=state.curves if state else {})
+        self.records.write(result)
+        path.unlink(missing_ok=True)
+        return result
+
+    def _broken(self, job: Job, overrides: Mapping[str, object]) -> str:
+        """Which constraint the student breaks, counted on the meta device; "" if none."""
+        from kdbench import flops, models
+
+        if not self.tune.constraints and not any(path.startswith("student.") for path in overrides):
+            return ""
+        sizes = []
+        for role in job.plan.answer:
+            model = job.roles[role]
+            key = json.dumps([model.model, model.options, model.input_size], sort_keys=True, default=str)
+            if key not in self.counted:
+                data = self.bench.data
+                built = models.build(
+                    model.model,
+                    model.options,
+                    classes=data.classes,
+                    channels=data.channels,
+                    size=data.size,
+                    input_size=model.input_size,
+                    folder=job.folder,
+                )
+                self.counted[key] = flops.count(built, self.bench.shape)
+            sizes.append(self.counted[key])
+        found = {"parameters": sum(size[0] for size in sizes), "macs": sum(size[1] for size in sizes)}
+        for name, bound in self.tune.constraints.items():
+            if found[name] > bound:
+                return f"{name} {found[name]:,} exceed the bound of {bound:,.0f}"
+        return ""
+
+
+class Pruned(runner.Stopped):
+    """The pruner gave a training up."""
+
+
+def _value(result: Result, name: str) -> float:
+    if name in result.scores:
+        return result.scores[name]
+    return float(getattr(result.cost, name))
+
+
+def cells_of(opened: Opened) -> list[Cell]:
+    """A cell for each (pair, method) of the opened jobs, in the suite's order."""
+    names = dict.fromkeys((job.pair, job.label) for job in opened.jobs)
+    return [cell_of(opened.suite, pair, label) for pair, label in names]

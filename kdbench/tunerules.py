@@ -1,0 +1,126 @@
+"""What the fields of a `tune` section say together: pruner and metric, sampler and space, conditions in a circle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdbench.method import Method, Wrapper, knobs
+from kdbench.schema import method_model
+from kdbench.spec import RecipeOverride
+from kdbench.wording import annotation_at, bare
+from kdbench.yamlfile import Node, Problems
+
+FOLLOWED = ("val/top1", "val/nll")  # measured while a training runs
+
+
+def check(tune: Node, methods: dict[str, Method], problems: Problems) -> None:
+    given = tune.get("space")
+    space = given.value if given is not None and isinstance(given.value, dict) else {}
+    _pruner(tune, problems)
+    _circles(space, problems)
+    _epochs(tune, space, problems)
+    _finite(tune, space, methods, problems)
+
+
+def _pruner(tune: Node, problems: Problems) -> None:
+    """A pruner needs numbers while a training runs; cmaes one objective."""
+    pruner, metric, sampler = tune.get("pruner"), tune.get("metric"), tune.get("sampler")
+    name = metric.value if metric is not None else FOLLOWED[0]
+    if pruner is not None and pruner.value in ("hyperband", "median") and name not in FOLLOWED:
+        known = " and ".join(FOLLOWED)
+        problems.add(
+            pruner.mark, ("tune", "pruner"), f"can follow {known} only, which are measured while training runs"
+        )
+    objectives = tune.get("objectives")
+    many = objectives is not None and isinstance(objectives.value, list) and len(objectives.value) > 1
+    if sampler is not None and sampler.value == "cmaes" and many:
+        problems.add(sampler.mark, ("tune", "sampler"), "'cmaes' takes one objective: use 'tpe' or 'gp' for several")
+
+
+def _epochs(tune: Node, space: dict[str, Node], problems: Problems) -> None:
+    if "recipe.epochs" in space and (epochs := tune.get("epochs")) is not None and epochs.value is not None:
+        node = space["recipe.epochs"]
+        sentence = "has no place beside `tune.epochs`, which sets the epochs of every trial"
+        problems.add(node.key or node.mark, ("tune", "space", "recipe.epochs"), sentence)
+
+
+def _circles(space: dict[str, Node], problems: Problems) -> None:
+    """Conditions that wait for each other."""
+
+    def asks(key: str) -> list[str]:
+        node = space.get(key)
+        when = node.value.get("when") if node is not None and isinstance(node.value, dict) else None
+        return list(when.value) if when is not None and isinstance(when.value, dict) else []
+
+    for key, node in space.items():
+        seen, left = [key], [name for name in asks(key) if name != key]
+        while left:
+            name = left.pop()
+            if name == key:
+                chain = " -> ".join([*seen, key])
+                problems.add(node.key or node.mark, ("tune", "space", key, "when"), f"goes in a circle ({chain})")
+                return
+            if name not in seen:
+                seen.append(name)
+                left += asks(name)
+
+
+def _finite(tune: Node, space: dict[str, Node], methods: dict[str, Method], problems: Problems) -> None:
+    """A grid needs finitely many values of everything that is searched."""
+    sampler = tune.get("sampler")
+    if sampler is None or sampler.value != "grid":
+        return
+    for key, node in space.items():
+        value = node.value
+        if isinstance(value, dict) and "low" in value and "step" not in value and not _whole(key, value, methods):
+            sentence = "is a continuous range: a grid needs a list, or a `step`"
+            problems.add(node.key or node.mark, ("tune", "space", key), sentence)
+    for label, method in methods.items():
+        for key in _endless(method, ""):
+            node = space.get(key)
+            if node is None or (isinstance(node.value, dict) and not {"low", "choices"} & set(node.value)):
+                problems.add(
+                    sampler.mark,
+                    ("tune", "sampler"),
+                    f"'grid' needs finitely many values, but `{key}` of '{label}' has a continuous range: "
+                    f"give a list or a step in `tune.space`, for example `{key}: [...]`",
+                )
+                return
+
+
+def _whole(key: str, value: dict[str, Node], methods: dict[str, Method]) -> bool:
+    """Whether a range without a step has steps of one: its ends and its field are whole numbers."""
+    log, ends = value.get("log"), [value[name].value for name in ("low", "high") if name in value]
+    if not all(isinstance(end, int) for end in ends) or (log is not None and log.value):
+        return False
+    if key.startswith("recipe."):
+        return _integer(annotation_at(RecipeOverride, key.split(".")[1:]))
+    kinds = [found for method in methods.values() if (found := _annotation(method, key)) is not None]
+    return all(map(_integer, kinds))
+
+
+def _annotation(method: Method, key: str) -> Any:
+    first, _, rest = key.partition(".")
+    if first == "over" and isinstance(method, Wrapper):
+        return _annotation(method.over, rest)
+    field = method_model(type(method)).model_fields.get(key)
+    return field.annotation if field else None
+
+
+def _integer(annotation: Any) -> bool:
+    kinds = bare(annotation)
+    return int in kinds and float not in kinds
+
+
+def _endless(method: Method, prefix: str) -> Iterator[str]:
+    """Knobs whose declared range is continuous."""
+    model = method_model(type(method))
+    for name, field in knobs(method).items():
+        meta = field.metadata["knob"]
+        kinds = bare(model.model_fields[name].annotation)
+        ranged = meta["low"] is not None and meta["high"] is not None and not meta["choices"]
+        if ranged and (kinds == [float] or (kinds == [int] and meta["log"])):
+            yield prefix + name
+    if isinstance(method, Wrapper):
+        yield from _endless(method.over, f"{prefix}over.")

@@ -1,0 +1,103 @@
+"""What `tune` does with one cell of a suite, before any storage is opened: its space, objectives, hash and budget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.errors import UserError
+from kdbench.job import digest, variant
+from kdbench.space import Space, space_of
+from kdbench.spec import Tune
+from kdbench.streams import derive
+from kdbench.suite import Suite
+
+RISING = ("val/top1", "val/top5", "images_per_second")  # more is better; of every other metric, less
+MOST_SLOTS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One (pair, method) and the study it gets."""
+
+    suite: str
+    pair: str
+    label: str
+    space: Space
+    objectives: tuple[str, ...]
+    sampler: str
+    hash: str  # of all that a trial's value depends on, but for the data's fingerprint and the trial itself
+    epochs: int  # of a trial
+    enumerated: Sequence[Mapping[str, Any]] | None  # all configurations, where they are few or a grid is asked for
+
+    @property
+    def study(self) -> str:
+        return f"{self.suite}/{self.pair}/{self.label}@{self.hash}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.pair}/{self.label}"
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return tuple("maximize" if rises(name) else "minimize" for name in self.objectives)
+
+    def trials(self, target: int) -> int:
+        """The budget in trials: there are never more than configurations."""
+        return target if self.enumerated is None else min(target, len(self.enumerated))
+
+
+def rises(metric: str) -> bool:
+    return metric in RISING
+
+
+def tune_of(suite: Suite) -> Tune:
+    """Raises UserError: the suite has no `tune` block."""
+    if suite.file.tune is None:
+        raise UserError(f"{suite.path}: has no `tune` block: add one, for example `tune: {{trials: 16}}`")
+    return suite.file.tune
+
+
+def cell_of(suite: Suite, pair: str, label: str) -> Cell:
+    """Raises UserError: the suite has no `tune` block."""
+    tune = tune_of(suite)
+    space = space_of(suite, pair, label)
+    job = variant(suite, pair, label, {})
+    content = {name: value for name, value in job.content.items() if name != "seed"}
+    objectives = tune.objectives or (tune.metric,)
+    enumerated = space.configurations(derive(0, suite.file.name, pair, label), MOST_SLOTS)
+    few = enumerated is not None and (tune.sampler == "grid" or len(enumerated) <= tune.trials)
+    said = {
+        "job": content,
+        "space": space.content(),
+        "objectives": list(objectives),
+        "constraints": dict(tune.constraints),
+        "seeds": list(tune.seeds),
+        "epochs": tune.epochs,
+        "sampler": tune.sampler,
+        "pruner": tune.pruner,
+    }
+    return Cell(
+        suite=suite.file.name,
+        pair=pair,
+        label=label,
+        space=space,
+        objectives=objectives,
+        sampler="grid" if few else tune.sampler,
+        hash=digest(said),
+        epochs=tune.epochs or job.recipe.epochs,
+        enumerated=enumerated if few else None,
+    )
+
+
+def parse_extra(text: str) -> int:
+    """`+20` -> 20.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not re.fullmatch(r"\+[1-9]\d*", text.strip()):
+        raise UserError(f"--trials {text}: expects how many more than the suite's, such as +20")
+    return int(text)

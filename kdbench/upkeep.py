@@ -1,0 +1,162 @@
+"""Looking after runs: what is running, waiting or failed; results of several machines joined; space freed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdbench import lease
+from kdbench.errors import UserError
+from kdbench.files import write_atomically
+from kdbench.job import Job, expand
+from kdbench.joblog import last_line, path_of
+from kdbench.publish import current
+from kdbench.result import Result
+from kdbench.runner import title
+from kdbench.store import FINAL, Store, read
+from kdbench.suite import Suite
+
+
+# status --------------------------------------------------------------------------------------------------------------
+def status(suite: Suite, store: Store, runs: Path) -> tuple[list[dict[str, object]], str]:
+    """A row for every job or teacher that runs, and for every job in trouble; and a closing sentence.
+
+    Reads leases, logs and results alone: no data, no torch. A run on another machine shows if it shares a folder.
+    """
+    found = {(result.pair, result.method, result.seed): result for result in current(suite, store)}
+    held = _held([runs / "leases", store.folder / ".leases"])
+    rows: list[dict[str, object]] = []
+    count: Counter[str] = Counter()
+    for job in expand(suite):
+        result = found.get((job.pair, job.label, job.seed))
+        state: str = "waiting" if result is None else "done" if result.status == "ok" else result.status
+        note = result.reason if result else ""
+        if state != "done" and title(job) in held:
+            state, note = "running", _progress(*held[title(job)], runs)
+        count[state] += 1
+        if state not in ("done", "waiting"):
+            rows.append({"job": f"{job.name} seed {job.seed}", "state": state, "note": note})
+    for what, (key, owner) in held.items():
+        if what.startswith("teacher "):
+            rows.append({"job": what, "state": "running", "note": _progress(key, owner, runs)})
+    rows.sort(key=lambda row: row["state"] != "running")
+    order = ("done", "running", "waiting", "failed", "diverged", "skipped", "pruned")
+    counts = ", ".join(f"{count[state]} {state}" for state in order if count[state])
+    return rows, f"{suite.file.name}: {count.total()} jobs: {counts}"
+
+
+def _held(folders: Sequence[Path]) -> dict[str, tuple[str, lease.Owner]]:
+    """What is being done -> the key and who does it."""
+    paths = [path for folder in folders for path in folder.glob("*") if not path.suffix]
+    return {owner.what: (path.name, owner) for path in paths if (owner := lease.holder(path))}
+
+
+def _progress(key: str, owner: lease.Owner, runs: Path) -> str:
+    here = owner.machine == lease.machine()
+    who = f"process {owner.pid}" + ("" if here else f" on {owner.host}")
+    return f"{who}; {last_line(path_of(runs, key)) if here else 'its log is there'}"
+
+
+# merge ---------------------------------------------------------------------------------------------------------------
+@dataclass
+class Merged:
+    """What `merge` did with the results of other machines."""
+
+    new: int = 0
+    same: int = 0
+    replaced: int = 0  # unfinished here, finished there
+    conflicts: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    suites: set[str] = field(default_factory=set)
+
+
+def merge(sources: Sequence[Path], root: Path) -> Merged:
+    """Join the results under other folders (`leaderboard` folders, or their `results`) into `root`.
+
+    The same key with the same bytes is the same result. The same key with other bytes (trained on two machines, whose
+    clocks never agree) is a conflict: the result that is here stays, the other is kept beside it as
+    `<name>.json.conflict-<digest>`. A final result replaces one that failed.
+
+    Raises:
+        UserError: a source holds no results, or the folder cannot be written.
+    """
+    merged = Merged()
+    for source in sources:
+        base = source / "results" if (source / "results").is_dir() else source
+        paths = sorted(base.glob("*/*.json"))
+        if not paths:
+            raise UserError(f"{source}: holds no results; give a folder that was some run's --results")
+        for path in paths:
+            try:
+                result = read(path)
+            except (ValueError, UnicodeDecodeError) as error:
+                merged.damaged.append(f"{path}: damaged result ({error}); left out")
+                continue
+            merged.suites.add(result.suite)
+            try:
+                _join(path, result, root / "results" / path.parent.name, merged)
+            except OSError as error:
+                raise UserError(f"{root}: cannot write results ({error.strerror})") from error
+    return merged
+
+
+def _join(path: Path, result: Result, folder: Path, merged: Merged) -> None:
+    payload = path.read_bytes()
+    here = sorted(folder.glob(f"*.{result.key}.json"))
+    if any(other.read_bytes() == payload for other in here):
+        merged.same += 1
+        return
+    final = result.status in FINAL
+    if not here:
+        merged.new += 1
+    elif final and all(_unfinished(other) for other in here):
+        for other in here:
+            if other.name != path.name:
+                other.unlink()
+        merged.replaced += 1
+    elif not final:
+        merged.same += 1  # nothing that this one could add
+        return
+    else:
+        kept = folder / f"{path.name}.conflict-{hashlib.sha256(payload).hexdigest()[:8]}"
+        merged.conflicts.append(f"{here[0].name}: another result of the same job is kept as {kept.name}")
+        write_atomically(kept, payload)
+        return
+    write_atomically(folder / path.name, payload)
+
+
+def _unfinished(path: Path) -> bool:
+    try:
+        return read(path).status not in FINAL
+    except (ValueError, UnicodeDecodeError):
+        return True
+
+
+# clean ---------------------------------------------------------------------------------------------------------------
+def clean(jobs: Iterable[Job], stores: Sequence[Store], runs: Path) -> list[tuple[Path, int]]:
+    """Checkpoints that none of these jobs needs any more, drafts of killed writers and dead leases: (path, bytes).
+
+    A checkpoint is needed by a job without a final result, or by a frozen role that is not made yet; what somebody is
+    training just now is never listed.
+    """
+    needed: set[str] = set()
+    for job in jobs:
+        if not any(store.done(job.key) for store in stores):
+            needed.add(job.key)
+            needed |= {role.key for role in job.frozen.values()}
+    leases = list((runs / "leases").glob("*"))
+    live = {path.name for path in leases if lease.holder(path)}
+    needed |= live
+    useless = [path for path in (runs / "checkpoints").glob("[!.]*.pt*") if path.name.partition(".")[0] not in needed]
+    if not live:  # else a draft may be somebody's who is just writing
+        useless += runs.rglob(".*.tmp")
+    useless += [path for path in leases if not path.suffix and not lease.holder(path)]
+    sizes = []
+    for path in sorted(set(useless)):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((path, path.stat().st_size))
+    return sizes

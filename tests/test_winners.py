@@ -1,0 +1,66 @@
+"""Winners: the expected best of n trials, Pareto sets, and files that read back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from kdbench.errors import UserError
+from kdbench.winners import Winner, expected_best, pareto_front, path_of, read, write
+
+
+def winner(**changes) -> Winner:
+    values = {
+        "suite": "s", "pair": "p", "method": "kd", "space_hash": "0" * 12, "overrides": {"temperature": 2.5},
+        "knobs": {"temperature": 2.5}, "trials": 3, "pruned": 1, "failed": 0, "gpu_seconds": 3.5, "metric": "val/top1",
+        "value": 2.0, "values": [1.0, 2.0], "default_value": 1.0, "expected_best": [1.5, 1.75], "epochs": 3,
+        "seeds": [1000], "sampler": "tpe", "objectives": ["val/top1"],
+    }  # fmt: skip
+    return Winner(**{**values, **changes})
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_expected_best_is_the_mean_over_all_draws(rising: bool) -> None:
+    values = [3.0, 1.0, 4.0, 1.5]
+    best = max if rising else min
+    for n, found in enumerate(expected_best(values, rising=rising), start=1):
+        draws = [best(draw) for draw in itertools.product(values, repeat=n)]
+        assert found == pytest.approx(sum(draws) / len(draws))
+
+
+def test_expected_best_of_one_value_is_that_value() -> None:
+    assert expected_best([7.0]) == [7.0]
+    assert expected_best([]) == []
+
+
+def test_a_pareto_set_holds_what_nothing_beats() -> None:
+    points = [(90.0, 10.0), (91.0, 12.0), (90.0, 12.0), (80.0, 1.0), (91.0, 12.0), (89.0, 10.0)]
+    assert pareto_front(points, [True, False]) == [0, 1, 3, 4]
+    assert pareto_front(points, [True, True]) == [1, 4]
+
+
+def test_a_file_reads_back_and_equal_content_leaves_it_alone(tmp_path: Path) -> None:
+    path = write(winner(), tmp_path)
+    assert path == path_of(tmp_path, "s", "p", "kd") == tmp_path / "tuned" / "s" / "p" / "kd.json"
+    assert read(tmp_path, "s", "p", "kd") == winner()
+    assert "pareto" not in json.loads(path.read_text())
+    before = path.stat().st_mtime_ns
+    write(winner(), tmp_path)
+    assert path.stat().st_mtime_ns == before
+    write(winner(pareto=[{"overrides": {}, "values": [1.0, 2.0]}]), tmp_path)
+    assert len(read(tmp_path, "s", "p", "kd").pareto) == 1
+    assert read(tmp_path, "s", "p", "none") is None
+
+
+def test_a_damaged_file_or_a_folder_in_the_way_is_a_sentence(tmp_path: Path) -> None:
+    path = write(winner(), tmp_path)
+    for text in ("{", "[]", '{"suite": "s"}', '{"bogus": 1}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="damaged"):
+            read(tmp_path, "s", "p", "kd")
+    (tmp_path / "x").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write what was tuned"):
+        write(winner(), tmp_path / "x")
