@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +55,9 @@ Workers = Annotated[
 Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
 Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give a job up after 90s, 45m, 2h.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
-class Track(str, Enum):
+
+
+class Track(StrEnum):
     default = "default"
     tuned = "tuned"
 

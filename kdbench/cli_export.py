@@ -17,6 +17,7 @@ def export(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the suite's first.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
     device: Annotated[str, typer.Option("--device", help="Where the weights are checked.")] = "auto",
+    track: Annotated[str, typer.Option("--track", help="default or tuned, as given to `run`.")] = "default",
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="As given to `run`.")] = None,
     data_root: Annotated[
         Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
@@ -35,7 +36,7 @@ def export(
     from kdbench.export import Request, export
     from kdbench.setting import pick_device
 
-    request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force)
+    request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force, track)
     done = export(request, pick_device(device), lambda sentence: print(f"warning: {sentence}", file=sys.stderr))
     if as_json:
         said = {"file": str(done.path), "card": str(done.card), "key": done.key}

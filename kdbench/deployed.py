@@ -22,6 +22,7 @@ from kdbench.spec import Model
 from kdbench.suite import Suite, load
 from kdbench.task import State, Task
 from kdbench.teachers import Record, fingerprint
+from kdbench.winners import current, tuned_job
 from kdbench.workbench import Workbench
 
 TEACHER = "teacher"  # PAIR/teacher names the pair's teacher instead of a method's student
@@ -49,10 +50,29 @@ def cell_of(suite: Suite, name: str) -> tuple[str, str]:
 
 
 def job_of(
-    suite: Suite, pair: str, label: str, seed: int | None = None, *, fingerprint: str | None, epochs: int | None = None
+    suite: Suite,
+    pair: str,
+    label: str,
+    seed: int | None = None,
+    *,
+    fingerprint: str | None,
+    epochs: int | None = None,
+    tuned: Path | None = None,
 ) -> Job:
-    """The job of a cell; for `teacher` one of the pair's, whichever: they share it. Default seed: the suite's first."""
+    """The job of a cell; for `teacher` one of the pair's, whichever: they share it. Default seed: the suite's first.
+
+    Args:
+        tuned: the folder of the boards, for the knobs that `kdbench tune` chose.
+
+    Raises:
+        UserError: the cell was not tuned.
+    """
     seeds = suite.file.seeds[:1] if seed is None else (seed,)
+    if tuned is not None and not is_teacher(suite, pair, label):
+        winner = current(suite, tuned)[0].get((pair, label))
+        if winner is None:
+            raise UserError(f"{pair}/{label} has not been tuned as the suite is now: `kdbench tune {suite.path}` does")
+        return tuned_job(suite, winner, fingerprint, seed=seeds[0], epochs=epochs)
     jobs = expand(suite, fingerprint, epochs=epochs, seeds=seeds)
     return next(job for job in jobs if job.pair == pair and label in (job.label, TEACHER))
 
@@ -161,8 +181,18 @@ def teacher(role: FrozenRole, bench: Workbench) -> tuple[Deployed, Record]:
     return Deployed(model, fresh, {TEACHER: role.model}, plain=True), record
 
 
-def architecture(suite: Path | str, name: str, *, seed: int | None = None, data_root: Path | None = None) -> nn.Module:
+def architecture(
+    suite: Path | str,
+    name: str,
+    *,
+    seed: int | None = None,
+    tuned: Path | str | None = None,
+    data_root: Path | None = None,
+) -> nn.Module:
     """The module whose weights `kdbench export SUITE PAIR/METHOD` writes, without them, on the CPU.
+
+    Args:
+        tuned: the folder of the boards, for a student with tuned knobs.
 
     Raises:
         UserError: a mistake in the suite, no such cell, or no data.
@@ -170,7 +200,8 @@ def architecture(suite: Path | str, name: str, *, seed: int | None = None, data_
     declared = load(Path(suite))
     pair, label = cell_of(declared, name)
     loaded = data.load(declared.file.data, data_root or default_root(), declared.folder)
-    job = job_of(declared, pair, label, seed, fingerprint=loaded.fingerprint)
+    winners = None if tuned is None else Path(tuned)
+    job = job_of(declared, pair, label, seed, fingerprint=loaded.fingerprint, tuned=winners)
     cpu = torch.device("cpu")
     if is_teacher(declared, pair, label):
         return initial(job.frozen[TEACHER].model, loaded, job.folder, cpu)

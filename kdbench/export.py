@@ -30,6 +30,7 @@ from kdbench.suite import Suite, load
 from kdbench.workbench import Workbench, on_device
 
 IMAGES = 64  # compared after the round trip
+TRACKS = ("default", "tuned")
 TOLERANCE = 1e-4  # of the largest logit, or of 1
 TOP1_TOLERANCE = 1.0  # percentage points on validation: bf16 and other devices answer a little differently
 
@@ -47,10 +48,12 @@ class Request:
     runs: Path = Path("runs")
     data_root: Path | None = None
     force: bool = False
+    track: str = "default"  # or "tuned"
 
     def command(self, seed: int) -> str:
         """The command that trains the student asked for."""
         options = f" --epochs {self.epochs}" if self.epochs is not None else ""
+        options += f" --track {self.track}" if self.track != "default" else ""
         options += f" --results {self.results}" if self.results != Path("leaderboard") else ""
         options += f" --runs {self.runs}" if self.runs != Path("runs") else ""
         return f"kdbench run {self.suite} --only {self.name} --seeds {seed}{options}"
@@ -74,6 +77,8 @@ def export(request: Request, device: torch.device, warn: Callable[[str], None] =
         UserError: no such cell, result, weights, folder or format; a file that is there already; a model that the
             format cannot hold.
     """
+    if request.track not in TRACKS:
+        raise UserError(f"--track {request.track}: there are {' and '.join(TRACKS)}")
     _free(request)
     formats.check(request.to.suffix)
     suite = load(request.suite)
@@ -132,7 +137,9 @@ def _student(
     store = Store(request.results, suite.file.name, warn)
 
     def job_of(seed: int | None) -> Job:
-        return deployed.job_of(suite, pair, label, seed, fingerprint=bench.data.fingerprint, epochs=request.epochs)
+        tuned = request.results if request.track == "tuned" else None
+        fingerprint = bench.data.fingerprint
+        return deployed.job_of(suite, pair, label, seed, fingerprint=fingerprint, epochs=request.epochs, tuned=tuned)
 
     job = job_of(request.seed)
     result = store.results.get(job.key)

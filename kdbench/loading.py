@@ -68,7 +68,9 @@ def lines(name: str, found: Deployed, card: Card, suite: str, seed: int | None) 
         made += f"{_listed(given)})"
     else:
         library, made = "kdbench.deployed", f'kdbench.deployed.architecture("{suite}", "{card.pair}/{card.label}"'
-        made += f"{_listed({} if seed is None else {'seed': seed})})"
+        options: dict[str, Any] = {} if seed is None else {"seed": seed}
+        options |= {"tuned": "leaderboard"} if card.track == "tuned" else {}
+        made += f"{_listed(options)})"
     text = WEIGHTS.format(library=library, made=made, name=name, mean=list(shape.mean), std=list(shape.std))
     if _is_timm(found) and (side := spec.input_size) not in (None, shape.size):
         text = text.replace("\nlogits = model(x)\n", RESIZE.format(side=side))

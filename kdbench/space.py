@@ -53,7 +53,7 @@ class Entry:
         if self.step is None:
             return None
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(round(self.low + i * self.step, 12) for i in range(count))
+        return tuple(float(round(self.low + i * self.step, 12)) for i in range(count))
 
     def holds(self, value: Any) -> bool:
         """Whether the search could propose this value."""
@@ -158,11 +158,18 @@ class Space:
         return [first, *rest][:limit]
 
     def _effective(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """What counts in the end, so that two ways to say the same are one; 4 is 4.0 here."""
         full = {**self.defaults, **chosen}
-        return {entry.key: full[entry.key] for entry in self.entries}
+        return {entry.key: _plain(full[entry.key]) for entry in self.entries}
 
     def content(self) -> list[dict[str, Any]]:
         return [entry.content() for entry in self.entries]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def same(one: Any, other: Any) -> bool:

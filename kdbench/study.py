@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
 
-MOST_LOST = 3  # attempts that ended with their worker, after which a slot counts as failed
+MOST_LOST = 5  # attempts that ended with their worker, after which a slot counts as failed
 MOST_DRAWS = 50  # proposals beyond the constraints, after which a slot counts as failed
 STARTUP = 5  # trials before a sampler leaves chance
 
@@ -127,7 +127,7 @@ class Study:
 
     storage: BaseStorage
     name: str
-    directions: tuple[str, ...]
+    directions: tuple[Literal["minimize", "maximize"], ...]
     space: Space
     sampler: str
     pruner: BasePruner
@@ -209,7 +209,7 @@ class Study:
 
     def _template(self, number: int, before: Slot | None) -> FrozenTrial:
         """The next attempt at a slot: the same configuration once more, or a fresh one."""
-        attributes: dict[str, Any] = {"slot": number, "attempt": before.attempt + 1 if before else 0}
+        attributes: dict[str, Any] = {"slot": number, "attempt": before.attempt + 1 if before else 0, "owner": _me()}
         last = before.trial if before else None
         chosen: Mapping[str, Any] | None = None
         values: dict[int, float] = {}
@@ -221,7 +221,7 @@ class Study:
         elif number == 0:
             chosen = {}
         if chosen is None:
-            return create_trial(state=TrialState.WAITING, user_attrs=attributes)
+            return create_trial(state=TrialState.WAITING, user_attrs={**attributes, "drawn": True})
         params = self.space.params(chosen)
         attributes["overrides"] = dict(chosen)
         return create_trial(
@@ -241,15 +241,13 @@ class Study:
                 return None
         except (UpdateFinishedTrialError, RuntimeError):
             return None
-        me = Owner.me()
-        owner = {"machine": me.machine, "pid": me.pid, "started": me.started}
-        self.storage.set_trial_user_attr(identifier, "owner", owner)
+        if slot.trial.user_attrs.get("owner") != _me():
+            self.storage.set_trial_user_attr(identifier, "owner", _me())
         seed = derive(0, self.name, slot.number, slot.draws) % 2**32
         trial = optuna.trial.Trial(self.opened(sampler_of(self.sampler, seed)), identifier)
         chosen = slot.trial.user_attrs.get("overrides")
         if chosen is None:
             chosen = self.space.draw(trial)
-            self.storage.set_trial_user_attr(identifier, "drawn", True)
             self.storage.set_trial_user_attr(identifier, "overrides", chosen)
         return Claim(self, slot.number, slot.attempt, trial, chosen)
 
@@ -339,12 +337,17 @@ class Claim:
         try:
             storage.set_trial_user_attr(identifier, "outcome", told)
             values = list(outcome.values) if state == TrialState.COMPLETE else None
-            self.trial.study.tell(self.trial, values, state=state)
-        except (UpdateFinishedTrialError, ValueError, RuntimeError):
-            if storage.get_trial(identifier).state.is_finished():
-                return False
-            raise
+            # Not study.tell: it reads the trial several times, for samplers that keep a state; these keep none.
+            storage.set_trial_state_values(identifier, state, values)
+        except UpdateFinishedTrialError:
+            return False
         return True
+
+
+def _me() -> dict[str, Any]:
+    """This process, as far as others of this machine need to tell whether it lives."""
+    me = Owner.me()
+    return {"machine": me.machine, "pid": me.pid, "started": me.started}
 
 
 def sampler_of(name: str, seed: int) -> BaseSampler:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib import style
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kdbench.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, SETTINGS
 from kdbench.tuning import rises
@@ -115,7 +115,7 @@ def _history(axes: Axes, metric: str, points: Sequence[Point]) -> None:
     axes.set_xlabel("trial", color=GREY)
     axes.set_ylabel(metric, color=GREY)
     axes.set_title("History", loc="left", size=10, weight="bold", color=INK)
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), frameon=False, fontsize=8)
 
 
 def _importance(axes: Axes, importances: Mapping[str, float]) -> None:
@@ -143,7 +143,7 @@ def _slice(axes: Axes, key: str, scale: str, metric: str, points: Sequence[Point
     else:
         x = [float(p.settings[key]) for p in inside]
         if scale == "log":
-            axes.set_xscale("log")
+            _decades(axes, x)
     shades = [0.25 + 0.75 * (p.number + 1) / (points[-1].number + 1) for p in inside]
     for at, point, shade in zip(x, inside, shades, strict=True):
         first = point.number == 0
@@ -155,6 +155,21 @@ def _slice(axes: Axes, key: str, scale: str, metric: str, points: Sequence[Point
     axes.set_title(_short(key, 26), loc="left", size=9, weight="bold", color=INK)
     if metric:
         axes.set_ylabel(metric, color=GREY)
+
+
+def _decades(axes: Axes, x: Sequence[float]) -> None:
+    """A logarithmic axis with at most a few plain numbers."""
+    axes.set_xscale("log")
+    low, high = min(x) / 1.15, max(x) * 1.15
+    axes.set_xlim(low, high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [tick for power in powers for step in steps if low <= (tick := step * 10.0**power) <= high]
+        if len(ticks) <= 4:
+            break
+    ticks = ticks[:: math.ceil(len(ticks) / 4)] if ticks else [x[0]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _parallel(axes: Axes, metric: str, scales: Mapping[str, str], points: Sequence[Point]) -> None:

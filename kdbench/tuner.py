@@ -180,7 +180,7 @@ class Tuner:
                 return Outcome("failed", reason=str(error), seconds=seconds)
             if result.status != "ok":
                 verdict = result.status if result.status in ("pruned", "diverged") else "failed"
-                return Outcome(verdict, reason=result.reason, seconds=seconds)  # type: ignore[arg-type]
+                return Outcome(verdict, reason=result.reason, seconds=seconds)
             results.append(result)
         values = tuple(fmean(_value(result, name) for result in results) for name in cell.objectives)
         if not all(map(math.isfinite, values)):
@@ -220,7 +220,7 @@ class Tuner:
     def _watch(self, job: Job, claim: Claim | None, seconds: dict[str, float]) -> Callable[[str, Progress], None]:
         """Hears every epoch: reports it to the study, and ends a training that its pruner gives up."""
         title, metric = f"{job.name} seed {job.seed}", (self.tune.objectives or (self.tune.metric,))[0]
-        follow = claim is not None and len(self.tune.objectives) < 2 and metric in FOLLOWED
+        follow = claim is not None and self.tune.pruner != "none" and metric in FOLLOWED
 
         def watch(what: str, progress: Progress) -> None:
             self.listener.epoch(what, progress)

@@ -78,8 +78,8 @@ def _finite(tune: Node, space: dict[str, Node], methods: dict[str, Method], prob
             problems.add(node.key or node.mark, ("tune", "space", key), sentence)
     for label, method in methods.items():
         for key in _endless(method, ""):
-            node = space.get(key)
-            if node is None or (isinstance(node.value, dict) and not {"low", "choices"} & set(node.value)):
+            said = space.get(key)
+            if said is None or (isinstance(said.value, dict) and not {"low", "choices"} & set(said.value)):
                 problems.add(
                     sampler.mark,
                     ("tune", "sampler"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kdbench.errors import UserError
 from kdbench.job import digest, variant
@@ -41,7 +41,7 @@ class Cell:
         return f"{self.pair}/{self.label}"
 
     @property
-    def directions(self) -> tuple[str, ...]:
+    def directions(self) -> tuple[Literal["minimize", "maximize"], ...]:
         return tuple("maximize" if rises(name) else "minimize" for name in self.objectives)
 
     def trials(self, target: int) -> int:

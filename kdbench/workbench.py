@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from kdbench import checkpoint, data, evaluate, flops, memory, models, prefixes, scan, teachers
+from kdbench import allocator, checkpoint, data, evaluate, flops, memory, models, prefixes, scan, teachers
 from kdbench.data import DataSet, Split
 from kdbench.engine import Engine
 from kdbench.files import write_atomically
@@ -40,6 +40,8 @@ class Workbench:
     @classmethod
     def load(cls, job: Job, root: Path, device: torch.device, runs: Path, **callbacks: Any) -> Workbench:
         """The job's data set, read and put on the device."""
+        if device.type == "cpu":
+            allocator.keep_pages()
         return cls(on_device(data.load(job.data, root, job.folder), device), device, runs, **callbacks)
 
     def teacher(self, role: FrozenRole) -> Frozen:

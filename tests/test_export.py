@@ -417,6 +417,8 @@ def test_timms_arguments_are_those_that_made_the_model() -> None:
         (("cnn/kd", "--to", "runs"), "is a folder"),
         (("cnn/kd", "--to", "there.pt2"), "is there already; choose another name, or replace it with --force"),
         (("cnn/kd", "--to", "notes.pt2"), "notes.md: is there already, and is not the card of this model"),
+        (("cnn/kd", "--track", "best", "--to", "m.pt2"), "--track best: there are default and tuned"),
+        (("cnn/kd", "--track", "tuned", "--to", "m.pt2"), "cnn/kd has not been tuned as the suite is now"),
         (("cnn/kd", "--device", "cuda:99", "--to", "m.pt2"), "--device cuda:99"),
         (("cnn/kd",), "--to"),
     ],
@@ -481,6 +483,29 @@ def test_a_model_that_cannot_be_traced_is_a_sentence() -> None:
     model = formats.FromPixels(Stubborn(), (0.5,), (0.2,))
     with pytest.raises(formats.UserError, match=r"cannot trace this Stubborn .*\.safetensors"):
         formats.graph(model, torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_the_tuned_student_is_another_job(trained: Path, tmp_path: Path) -> None:
+    from kdbench import winners
+
+    text = SUITE.replace("seeds: [3, 4]", "seeds: [3, 4]\ntune: {trials: 2}")
+    (tmp_path / "both.py").write_text(BOTH)
+    (tmp_path / "s.yaml").write_text(text)
+    suite = load(tmp_path / "s.yaml")
+    fields = dict.fromkeys(winners.Winner.__dataclass_fields__)
+    known = {"suite": "little", "pair": "cnn", "method": "simkd", "overrides": {"factor": 4}, "trials": 2}
+    known |= {"space_hash": winners.cell_of(suite, "cnn", "simkd").hash}
+    found = winners.Winner(**{**fields, **known})  # type: ignore[arg-type]
+    asked: dict = {"fingerprint": "f", "tuned": tmp_path}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winners, "read", lambda root, suite, pair, label: found if label == "simkd" else None)
+        tuned = deployed.job_of(suite, "cnn", "simkd", **asked)
+        with pytest.raises(formats.UserError, match="cnn/kd has not been tuned"):
+            deployed.job_of(suite, "cnn", "kd", **asked)
+    plain = deployed.job_of(suite, "cnn", "simkd", fingerprint="f")
+    assert (tuned.method.factor, plain.method.factor, tuned.track) == (4, 2, "tuned")  # type: ignore[attr-defined]
+    assert tuned.seed == plain.seed == 3
+    assert tuned.key != plain.key
 
 
 def test_a_command_names_only_what_is_not_the_default() -> None:

@@ -179,3 +179,11 @@ def test_stored_logits_are_content_and_the_default_is_not(tmp_path: Path) -> Non
         assert job.key != stored[cell].key
         assert stored[cell].content["recipe"]["teacher_logits"] == "stored"
         assert stored[cell].frozen["teacher"].key == job.frozen["teacher"].key  # it has no teacher itself
+
+
+def test_asking_for_as_many_epochs_as_the_suite_has_changes_nothing(tmp_path: Path) -> None:
+    text = SUITE.replace("train: {epochs: 20}", "train: true")
+    asked = jobs(tmp_path, text, epochs=10)
+    assert {job.key for job in asked.values()} == set(keys(tmp_path, text).values())
+    assert all(job.comparable for job in asked.values())
+    assert not any(job.comparable for job in jobs(tmp_path, epochs=10).values())  # its teachers have 20

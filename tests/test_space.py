@@ -36,13 +36,12 @@ name: s
 data: {name: digits}
 recipe: {epochs: 10, optimizer: {lr: 0.05}, schedule: {warmup_epochs: 2}}
 pairs:
-  p: {teacher: {model: cnn}, student: {model: cnn, options: {widths: [4, 8, 8]}}}
+  p: {teacher: {model: cnn}, ta: {model: mlp}, student: {model: cnn, options: {widths: [4, 8, 8]}}}
 methods:
   odd: {method: ./odd.py}
   variant: {method: ./odd.py, mode: sum, heat: 2.0}
   none:
   chained: {method: chain, over: {method: kd, temperature: 3.0}}
-exclude: [{pair: p, method: chained}]
 """
 
 
@@ -146,13 +145,13 @@ def test_few_configurations_are_listed_the_suites_own_first(suite) -> None:
 
 
 def test_a_grid_is_cut_short_to_a_sample_that_grows_with_the_budget(suite) -> None:
-    made = suite(
-        "{heat: {low: 1, high: 16, step: 1}, layers: {low: 1, high: 9}, mode: [mean], flag: [true]}", sampler="grid"
-    )
-    cell = cell_of(made, "p", "odd")
+    given = "heat: {low: 1, high: 16, step: 1}, layers: {low: 1, high: 9}, mode: [mean], flag: [true], share: [1]"
+    kd = ", ".join(f"over.{name}: [1]" for name in ("temperature", "ce_weight", "kd_weight"))
+    cell = cell_of(suite(f"{{{given}, {kd}}}", sampler="grid"), "p", "odd")
     assert cell.sampler == "grid"
     assert len(cell.enumerated) == 16 * 9
     assert len({one.get("heat", 4.0) for one in cell.enumerated[:16]}) > 4
+    assert (cell.trials(16), cell.trials(999)) == (16, 144)
 
 
 def test_the_hash_tells_spaces_and_recipes_apart_and_forgets_the_budget(suite) -> None:

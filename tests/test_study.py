@@ -294,16 +294,18 @@ def start(url: str, slots_: int, folder: Path, seconds: float) -> subprocess.Pop
 def attack(url: str, folder: Path, *, workers: int, budget: int, kills: int, seconds: float) -> Study:
     """Workers that are killed with -9 while they hold a trial, each replaced; until the budget is spent."""
     running = [start(url, budget, folder, seconds) for _ in range(workers)]
-    log, deadline, killed = folder / "log", time.monotonic() + 120, 0
+    log, deadline, killed = folder / "log", time.monotonic() + 240, 0
+    hit: dict[str, int] = {}  # slot -> kills: too many on one slot, and it counts as failed
     seen = 0
     try:
         while killed < kills and time.monotonic() < deadline:
             lines = log.read_text().splitlines() if log.exists() else []
             if len(lines) > seen:
                 seen = len(lines)
-                pid = int(lines[-1].split()[0])
-                victim = next((process for process in running if process.pid == pid and process.poll() is None), None)
-                if victim is not None:
+                pid, slot = lines[-1].split()
+                victim = next((p for p in running if p.pid == int(pid) and p.poll() is None), None)
+                if victim is not None and hit.get(slot, 0) < 2:
+                    hit[slot] = hit.get(slot, 0) + 1
                     victim.kill()
                     victim.wait()
                     killed += 1

@@ -478,6 +478,66 @@ def test_tune(folder: Path, text: str, line: str) -> None:
     assert lines(f"{BASE}tune:\n  {text}\n") == [f"s.yaml:9:{line}"]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "{pruner: median, metric: val/ece}",
+            "8:16: tune.pruner: can follow val/top1 and val/nll only, which are measured while training runs",
+        ),
+        (
+            "{sampler: cmaes, objectives: [val/top1, macs]}",
+            "8:17: tune.sampler: 'cmaes' takes one objective: use 'tpe' or 'gp' for several",
+        ),
+        (
+            "{epochs: 2, space: {recipe.epochs: [1, 2]}}",
+            "8:27: tune.space.recipe.epochs: has no place beside `tune.epochs`, which sets the epochs of every trial",
+        ),
+        (
+            "{space: {mode: {choices: [sum], when: {flag: true}}, flag: {when: {mode: sum}}}}",
+            "8:16: tune.space.mode.when: goes in a circle (mode -> flag -> mode)",
+        ),
+        (
+            "{sampler: grid, space: {temperature: {low: 1, high: 2}, layers: {low: 1, high: 3}}}",
+            "8:31: tune.space.temperature: is a continuous range: a grid needs a list, or a `step`",
+        ),
+        (
+            "{sampler: grid}",
+            "8:17: tune.sampler: 'grid' needs finitely many values, but `temperature` of 'plain' has a continuous range:"
+            " give a list or a step in `tune.space`, for example `temperature: [...]`",
+        ),
+        ("{trials: 0}", "8:16: tune.trials: must be at least 1, got 0"),
+        ("{trials: 2.5}", "8:16: tune.trials: expects a whole number, got 2.5"),
+        ("{epochs: 0}", "8:16: tune.epochs: must be at least 1, got 0"),
+        ("{seeds: 7}", "8:15: tune.seeds: expects a list, got 7"),
+        ("{seeds: [-7]}", "8:16: tune.seeds[0]: must be at least 0, got -7"),
+        ("{budget: hours}", "8:16: tune.budget: expects one of 'trials', 'gpu_seconds', got 'hours'"),
+        ("{budget: gpu_seconds, gpu_seconds: 0}", "8:42: tune.gpu_seconds: must be more than 0, got 0"),
+        (
+            "{pruner: hyperbnd}",
+            "8:16: tune.pruner: expects one of 'hyperband', 'median', 'none', got 'hyperbnd'"
+            " (did you mean 'hyperband'?)",
+        ),
+        ("{constraints: {macs: many}}", "8:28: tune.constraints.macs: expects a number, got 'many'"),
+        ("{constraints: [macs]}", "8:8: tune.constraints: expects a map, got a list"),
+        ("{space: [lr]}", "8:8: tune.space: expects a map, got a list"),
+        ("{objectives: val/top1}", "8:20: tune.objectives: expects a list, got 'val/top1'"),
+        ("{metric: 3}", "8:16: tune.metric: expects text, got 3; put it in quotes"),
+        ("{trails: 3}", "8:8: tune.trails: unknown field (did you mean 'trials'?)"),
+        ("7", "8:7: tune: expects a map, got 7"),
+    ],
+)
+def test_fields_of_tune_that_do_not_go_together(folder: Path, text: str, line: str) -> None:
+    assert lines(f"{BASE}tune: {text}\n") == [f"s.yaml:{line}"]
+
+
+def test_a_grid_of_lists_steps_and_whole_numbers_is_finite(folder: Path) -> None:
+    space = (
+        "{temperature: {low: 1, high: 3, step: 0.5}, layers: {low: 1, high: 3}, recipe.batch_size: {low: 8, high: 9}}"
+    )
+    assert of(f"{BASE}tune: {{sampler: grid, space: {space}}}\n").file.tune.sampler == "grid"
+
+
 def test_a_pruner_wants_one_objective(folder: Path) -> None:
     assert lines(BASE + "tune: {pruner: median, objectives: [val/top1, macs]}\n") == [
         "s.yaml:8:16: tune.pruner: cannot prune with several objectives: write `pruner: none`"
