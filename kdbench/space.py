@@ -2,7 +2,7 @@
 
 A knob is searched where its range or choices are declared. The suite's own value is where the search starts (the first
 trial); a choice that the suite file spells out stays (`{method: opdf, gauge: teacher}` is a variant of its own) unless
-`tune.space` names it. Imports Optuna only when something is drawn.
+`tune.space` names it. A grid is made of what `tune.space` lists alone. Imports Optuna only when something is drawn.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def space_of(suite: Suite, pair: str, label: str) -> Space:
     method = suite.methods[label]
     own = dict(knob_entries(method))
     pinned = {key for key, entry in own.items() if entry and entry.choices and _spelt_out(suite, label, key)}
-    entries = [entry for key, entry in own.items() if entry and key not in pinned and key not in given]
+    sweep = suite.file.tune is not None and suite.file.tune.sampler == "grid"  # of what the space lists, alone
+    entries = [entry for key, entry in own.items() if entry and key not in given and key not in pinned and not sweep]
     for key, value in given.items():
         if key in own:
             entries.append(narrowed(key, value, own[key], _is_integer(method, key)))

@@ -67,26 +67,22 @@ def _circles(space: dict[str, Node], problems: Problems) -> None:
 
 
 def _finite(tune: Node, space: dict[str, Node], methods: dict[str, Method], problems: Problems) -> None:
-    """A grid needs finitely many values of everything that is searched."""
+    """A grid is made of what the space lists, and that must be finite."""
     sampler = tune.get("sampler")
     if sampler is None or sampler.value != "grid":
         return
+    if not space:
+        problems.add(
+            sampler.mark, ("tune", "sampler"), "'grid' needs `tune.space`: what to try, as lists or with a `step`"
+        )
+    endless = {key for method in methods.values() for key in _endless(method, "")}
     for key, node in space.items():
         value = node.value
-        if isinstance(value, dict) and "low" in value and "step" not in value and not _whole(key, value, methods):
+        if not isinstance(value, dict) or "choices" in value or "step" in value:
+            continue
+        if ("low" in value and not _whole(key, value, methods)) or ("low" not in value and key in endless):
             sentence = "is a continuous range: a grid needs a list, or a `step`"
             problems.add(node.key or node.mark, ("tune", "space", key), sentence)
-    for label, method in methods.items():
-        for key in _endless(method, ""):
-            said = space.get(key)
-            if said is None or (isinstance(said.value, dict) and not {"low", "choices"} & set(said.value)):
-                problems.add(
-                    sampler.mark,
-                    ("tune", "sampler"),
-                    f"'grid' needs finitely many values, but `{key}` of '{label}' has a continuous range: "
-                    f"give a list or a step in `tune.space`, for example `{key}: [...]`",
-                )
-                return
 
 
 def _whole(key: str, value: dict[str, Node], methods: dict[str, Method]) -> bool:

@@ -144,14 +144,15 @@ def test_few_configurations_are_listed_the_suites_own_first(suite) -> None:
     assert space_of(suite(), "p", "odd").configurations(0, 99) is None
 
 
-def test_a_grid_is_cut_short_to_a_sample_that_grows_with_the_budget(suite) -> None:
-    given = "heat: {low: 1, high: 16, step: 1}, layers: {low: 1, high: 9}, mode: [mean], flag: [true], share: [1]"
-    kd = ", ".join(f"over.{name}: [1]" for name in ("temperature", "ce_weight", "kd_weight"))
-    cell = cell_of(suite(f"{{{given}, {kd}}}", sampler="grid"), "p", "odd")
+def test_a_grid_is_a_sweep_of_what_the_space_lists_cut_short_to_a_sample(suite) -> None:
+    made = suite("{heat: {low: 1, high: 16, step: 1}, layers: {low: 1, high: 9}}", sampler="grid")
+    cell = cell_of(made, "p", "odd")
     assert cell.sampler == "grid"
+    assert keys(cell.space) == ["heat", "layers"]  # neither mode nor flag
     assert len(cell.enumerated) == 16 * 9
     assert len({one.get("heat", 4.0) for one in cell.enumerated[:16]}) > 4
     assert (cell.trials(16), cell.trials(999)) == (16, 144)
+    assert keys(cell_of(made, "p", "chained").space) == []
 
 
 def test_the_hash_tells_spaces_and_recipes_apart_and_forgets_the_budget(suite) -> None:

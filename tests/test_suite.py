@@ -503,8 +503,11 @@ def test_tune(folder: Path, text: str, line: str) -> None:
         ),
         (
             "{sampler: grid}",
-            "8:17: tune.sampler: 'grid' needs finitely many values, but `temperature` of 'plain' has a continuous range:"
-            " give a list or a step in `tune.space`, for example `temperature: [...]`",
+            "8:17: tune.sampler: 'grid' needs `tune.space`: what to try, as lists or with a `step`",
+        ),
+        (
+            "{sampler: grid, space: {temperature: {when: {flag: true}}}}",
+            "8:31: tune.space.temperature: is a continuous range: a grid needs a list, or a `step`",
         ),
         ("{trials: 0}", "8:16: tune.trials: must be at least 1, got 0"),
         ("{trials: 2.5}", "8:16: tune.trials: expects a whole number, got 2.5"),
