@@ -122,7 +122,7 @@ def table(found: Sequence[dict[str, object]], title: str, out: Console) -> None:
     shown_ = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in found[0] if found else ():
         left = column in ("pair", "method", "state")
-        shown_.add_column(column, justify="left" if left else "right", no_wrap=column != "state")
+        shown_.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in found:
         shown_.add_row(*("" if value is None else str(value) for value in row.values()))
     out.print(shown_)
@@ -153,8 +153,8 @@ def row(cell: Cell, study: Study, limit: int) -> dict[str, object]:
         "trials": f"{len(done)}/{limit}",
         "pruned": sum(slot.verdict == "pruned" for slot in done),
         "failed": sum(slot.verdict not in ("ok", "pruned") for slot in done),
-        "default": None if default is None else round(default, 4),
-        "best": None if best is None else round(best, 4),
+        "default": None if default is None else f"{default:.4g}",
+        "best": None if best is None else f"{best:.4g}",
         "seconds": round(seconds_of(study.trials)),
         "state": state,
     }

@@ -156,6 +156,5 @@ def report(tuner: Tuner, found: dict[Cell, Winner | None], order: Order, out: Co
             reason = next((slot.reason for slot in tuner.studies[cell].table.values() if slot.reason), "")
             out.print(f"{cell.name}: no trial came to a value: {reason}", markup=False, highlight=False)
     folder = winners.folder(order.setting.root, tuner.suite.file.name)
-    out.print(
-        f"Winners: {folder}. Next: kdbench run {order.setting.suite} --track tuned", markup=False, highlight=False
-    )
+    said = f"Winners: {folder}. Next: kdbench run {order.setting.suite} --track tuned"
+    out.print(said, markup=False, highlight=False, soft_wrap=True)
