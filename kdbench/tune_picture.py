@@ -66,16 +66,17 @@ def curves(pair: str, rows: Mapping[str, Winner], *, rising: bool) -> str:
         _frame(axes)
         longest = max(len(winner.expected_best) for winner in rows.values())
         ordered = sorted(rows.items(), key=lambda item: (-item[1].value if rising else item[1].value, item[0]))
+        low, high = _limits([value for _, winner in ordered for value in _shown(winner)])
         for i, (label, winner) in enumerate(ordered):
             colour, stroke = HUES[i % len(HUES)], STROKES[(i // len(HUES)) % len(STROKES)]
             n = range(1, len(winner.expected_best) + 1)
             axes.plot(n, winner.expected_best, color=colour, linestyle=stroke, linewidth=1.6, label=label)
             if len(winner.expected_best) == 1:
                 axes.plot([1, longest], winner.expected_best * 2, color=colour, linestyle=stroke, linewidth=0.8)
-            if winner.default_value is not None:
+            if winner.default_value is not None and low <= winner.default_value <= high:
                 axes.plot([0.7], [winner.default_value], marker=">", ms=5, color=colour, clip_on=False)
         axes.set_xlim(0.7, longest + 0.3)
-        axes.set_ylim(*_limits([v for _, winner in ordered for v in _shown(winner)]))
+        axes.set_ylim(low, high)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("n trials", color=GREY)
         axes.set_ylabel(ordered[0][1].metric, color=GREY)
