@@ -73,7 +73,6 @@ def selective_scan(
     return out
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks when it traces, and looks no further
 def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     """The backend that runs on a kind of device (`cpu`, `cuda`) for tensors of a type.
 
@@ -90,6 +89,11 @@ def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
         what = f"device {device}" if device != "cuda" else "double precision"
         raise UserError(f"scan backend 'mamba_ssm' runs on CUDA in single precision or bf16, not on {what}; use 'auto'")
     return backend
+
+
+# torch.compile asks when it traces, and looks no further. This is all that torch.compiler.assume_constant_result does;
+# it loads the compiler for it, which takes as long as torch itself.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check(backend: str) -> None:
@@ -154,10 +158,14 @@ def kernels_problem() -> str:
         return "mamba_ssm's CUDA kernels are not installed; the README says how to compile them"
     if not hasattr(compiled, "fwd"):
         return "mamba_ssm's CUDA kernels are not installed; the README says how to compile them"
-    return "" if torch.cuda.is_available() else "there is no CUDA device"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    # Here, and not as a decorator: it loads the compiler, which takes as long as torch itself.
+    global _cuda_kernels
+    _cuda_kernels = torch.compiler.disable(_cuda_kernels)
+    return ""
 
 
-@torch.compiler.disable
 def _cuda_kernels(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
