@@ -104,6 +104,7 @@ def _alarms(heading: Heading, pair: str, results: Sequence[Result]) -> tuple[str
         "teachers (sha256)": _by(results, lambda r: r.teacher.sha256[:12] if r.teacher else None),
         "data": _by(results, lambda r: r.job.get("data", {}).get("fingerprint")),
         "train/validation splits": _by(results, lambda r: r.provenance.get("split")),
+        "scan backends": _by(results, lambda r: r.provenance.get("scan")),
         "recipes": _by(results, lambda r: json.dumps(r.job["recipe"], sort_keys=True) if "recipe" in r.job else None),
     }
     if heading.tunings:  # a recipe may be among what was tuned; the budget may not differ

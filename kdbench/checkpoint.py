@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
+from kdbench.scan import backend_in_use
 from kdbench.task import State
 
 
 class Damaged(Exception):
     """A checkpoint whose digest does not fit, or that does not hold a state."""
+
+
+def path_of(runs: Path, key: str) -> Path:
+    """Where the checkpoint of a job or a teacher lies while it is trained."""
+    return runs / "checkpoints" / f"{key}.pt"
 
 
 def save(path: Path, state: State) -> None:
@@ -40,6 +48,22 @@ def load(path: Path, device: torch.device) -> State | None:
         return State(**torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True))
     except Exception as error:
         raise Damaged(f"{path.name}: damaged checkpoint ({error}); set aside as {set_aside(path).name}") from error
+
+
+def begin(path: Path, models: Iterable[nn.Module], device: torch.device, warn: Callable[[str], None]) -> State:
+    """Where the training of these models goes on, or its start.
+
+    Raises:
+        UserError: it was begun with another scan backend than the one that would now be used.
+    """
+    used = backend_in_use(nn.ModuleList(models))
+    state = resume(path, device, warn) or State(scan=used)
+    if used != state.scan and used is not None and state.scan is not None:
+        raise UserError(
+            f"{path}: its training was begun with scan backend '{state.scan}', and would go on with '{used}'; "
+            f"set KDBENCH_SCAN={state.scan} (`kdbench doctor` says what is to be had), or delete the file to begin anew"
+        )
+    return state
 
 
 def resume(path: Path, device: torch.device, warn: Callable[[str], None]) -> State | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench import data, models, plugins
+from kdbench import data, plugins
 from kdbench.augment import fetch
 from kdbench.data import DataSet, default_root
 from kdbench.engine import Engine
@@ -18,6 +18,7 @@ from kdbench.errors import UserError, did_you_mean
 from kdbench.job import FrozenRole, Job, expand
 from kdbench.method import Refusal
 from kdbench.models import weights
+from kdbench.networks import network
 from kdbench.spec import Model
 from kdbench.suite import Suite, load
 from kdbench.task import State, Task
@@ -107,16 +108,7 @@ class _Rehearsal(Engine):
 
 def initial(spec: Model, loaded: DataSet, folder: Path, device: torch.device) -> nn.Module:
     """A network as the suite declares it, frozen, with throw-away weights."""
-    model = models.build(
-        spec.model,
-        spec.options,
-        classes=loaded.classes,
-        channels=loaded.channels,
-        size=loaded.size,
-        input_size=spec.input_size,
-        folder=folder,
-    )
-    return model.to(device).requires_grad_(False).eval()
+    return network(spec, loaded, folder).to(device).requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdbench import flops, models
 from kdbench.data import DataSet
 from kdbench.errors import UserError, did_you_mean
-from kdbench.spec import Model, Pair
+from kdbench.networks import Sizes
+from kdbench.spec import Pair
 from kdbench.suite import Suite
 
 WIDEST = 4096
@@ -63,23 +63,12 @@ def propose(
     numbers = given if isinstance(given, list | tuple) else [given]
     if not numbers or any(type(number) is not int for number in numbers):
         raise UserError(f"--option {option}: the student's `{option}` is not a whole number, nor a list of them")
-    counted: dict[str, int] = {}
+    sizes = Sizes(data, suite.folder)
 
-    def macs(model: Model, options: dict[str, Any]) -> int:
-        if (key := repr((model.model, options))) not in counted:
-            made = models.build(
-                model.model,
-                options,
-                classes=data.classes,
-                channels=data.channels,
-                size=data.size,
-                input_size=model.input_size,
-                folder=suite.folder,
-            )
-            counted[key] = flops.count(made, (data.channels, data.size, data.size))[1]
-        return counted[key]
+    def macs(options: dict[str, Any]) -> int:
+        return sizes.of(roles.student.model_copy(update={"options": options}))[1]
 
-    whole = macs(roles.teacher, roles.teacher.options)
+    _, whole = sizes.of(roles.teacher)
     found = []
     for number, fraction in enumerate(fractions):
         deep = {"depth": depths[number]} if depths else {}
@@ -87,8 +76,8 @@ def propose(
         def at(width: int, deep: dict[str, Any] = deep) -> dict[str, Any]:
             return {**roles.student.options, **deep, option: widened(given, width)}
 
-        width = nearest(lambda width, at=at: macs(roles.student, at(width)), fraction * whole)  # type: ignore[misc]
-        spent = macs(roles.student, at(width))
+        width = nearest(lambda width, at=at: macs(at(width)), fraction * whole)  # type: ignore[misc]
+        spent = macs(at(width))
         found.append(Proposal({**deep, option: widened(given, width)}, spent, spent / whole))
     return found
 

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdbench import flops, models
 from kdbench.crew import Crew
-from kdbench.data import DataSet
 from kdbench.job import Job
+from kdbench.networks import Sizes
 from kdbench.progress import display
 from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run
 from kdbench.setting import Setting
-from kdbench.spec import Model, rung_role
+from kdbench.spec import rung_role
 from kdbench.store import Store
 from kdbench.suite import Suite
 from kdbench.workbench import Workbench
@@ -48,7 +47,8 @@ class Session:
         """Raises UserError with all that is wrong with the suite, the options, the data or the models."""
         opened = setting.open(device, lambda sentence: console.print(f"warning: {sentence}", soft_wrap=True))
         jobs, bench = opened.jobs, opened.bench
-        return cls(opened.suite, jobs, bench, opened.store, setting, console, try_models(jobs, bench))
+        shapes = try_models(jobs, Sizes(bench.data, opened.suite.folder))
+        return cls(opened.suite, jobs, bench, opened.store, setting, console, shapes)
 
     def plan(self, cost: bool) -> tuple[list[dict[str, object]], str]:
         """A row for each job, and a closing sentence."""
@@ -208,37 +208,20 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3g}%" if whole else ""
 
 
-def try_models(jobs: Iterable[Job], bench: Workbench) -> dict[tuple[str, str], tuple[int, int]]:
+def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple[int, int]]:
     """Parameters and MACs of every role, each built once, and one optimiser for each recipe.
 
     Raises:
         UserError: a model, its options or an optimiser cannot be made.
     """
-    counted: dict[str, tuple[int, int]] = {}
     shapes: dict[tuple[str, str], tuple[int, int]] = {}
     tried = set()
     for job in jobs:
         for role, model in job.roles.items():
-            key = json.dumps([model.model, model.options, model.input_size], sort_keys=True, default=str)
-            if key not in counted:
-                counted[key] = flops.count(_sample(model, job, bench.data), bench.shape)
-            shapes[job.pair, role] = counted[key]
+            shapes[job.pair, role] = sizes.of(model)
         recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
         for recipe in recipes:
             if (text := recipe.optimizer.model_dump_json()) not in tried:
                 make_optimizer([torch.nn.Linear(2, 2)], recipe.optimizer)
                 tried.add(text)
     return shapes
-
-
-def _sample(model: Model, job: Job, data: DataSet) -> torch.nn.Module:
-    """The model with throw-away weights; on the CPU, because initialisers on the meta device load torch's compiler."""
-    return models.build(
-        model.model,
-        model.options,
-        classes=data.classes,
-        channels=data.channels,
-        size=data.size,
-        input_size=model.input_size,
-        folder=job.folder,
-    )

@@ -42,6 +42,7 @@ class State:
     images: int = 0
     tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
     notes: list[str] = field(default_factory=list)  # sentences for the result
+    scan: str | None = None  # the backends of its models' selective scans, which round differently
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from kdbench import checkpoint, evaluate, flops, lease, models
+from kdbench import checkpoint, evaluate, flops, lease
 from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
 from kdbench.engine import Engine
@@ -26,6 +26,7 @@ from kdbench.job import FrozenRole
 from kdbench.losses import cross_entropy
 from kdbench.method import Method, Plan, Stage
 from kdbench.models import weights
+from kdbench.networks import network
 from kdbench.recipe import precision_on
 from kdbench.streams import seeded
 from kdbench.task import Progress, Task
@@ -139,16 +140,8 @@ def _make(
 
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
     with seeded(role.model.seed, "init", "teacher"):
-        return models.build(
-            role.model.model,
-            role.model.options,
-            classes=data.classes,
-            channels=data.channels,
-            size=data.size,
-            input_size=role.model.input_size,
-            pretrained=role.model.pretrained,
-            folder=role.folder,
-        ).to(data.train.images.device)
+        made = network(role.model, data, role.folder, pretrained=role.model.pretrained)
+        return made.to(data.train.images.device)
 
 
 def _train(
@@ -160,11 +153,11 @@ def _train(
     warn: Callable[[str], None],
 ) -> tuple[nn.Module, float]:
     assert role.recipe is not None
-    method, path = Supervised(), runs / "checkpoints" / f"{role.key}.pt"
+    method, path = Supervised(), checkpoint.path_of(runs, role.key)
     task = Task(method, method.plan(("teacher",)), {"teacher": model}, data, role.recipe, role.model.seed)
     trained = Engine(
         task,
-        state=checkpoint.resume(path, data.train.images.device, warn),
+        state=checkpoint.begin(path, [model], data.train.images.device, warn),
         save=lambda state: checkpoint.save(path, state),
         watch=watch,
     ).train()

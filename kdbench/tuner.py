@@ -7,7 +7,6 @@ open slot of all studies, so that all methods have had about as many trials at a
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from kdbench import checkpoint, runner
 from kdbench.errors import UserError
 from kdbench.job import Job, variant
 from kdbench.method import Refusal
+from kdbench.networks import Sizes
 from kdbench.result import Result
 from kdbench.session import try_models
 from kdbench.setting import Opened
@@ -67,7 +67,7 @@ class Tuner:
         self.studies = {
             cell: study_of(cell, self.tune, self.storage, self.bench.data.fingerprint) for cell in self.cells
         }
-        self.counted: dict[str, tuple[int, int]] = {}
+        self.sizes = Sizes(self.bench.data, self.suite.folder)
         self.target = self.tune.trials
 
     def prepare(self) -> None:
@@ -76,7 +76,7 @@ class Tuner:
         Raises:
             UserError: a model cannot be made, a study was made on other data, or the storage is away.
         """
-        try_models(self.opened.jobs, self.bench)
+        try_models(self.opened.jobs, self.sizes)
         try:
             self.target = agreed(list(self.studies.values()), self.tune.trials + self.extra)
         except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
@@ -238,7 +238,7 @@ class Tuner:
         return watch
 
     def _pruned(self, job: Job, reason: str) -> Result:
-        path = self.bench.runs / "checkpoints" / f"{job.key}.pt"
+        path = checkpoint.path_of(self.bench.runs, job.key)
         state = checkpoint.resume(path, self.bench.device, self.listener.warn)
         result = dataclasses.replace(runner.failed(job, reason), status="pruned", curves=state.curves if state else {})
         self.records.write(result)
@@ -246,28 +246,10 @@ class Tuner:
         return result
 
     def _broken(self, job: Job, overrides: Mapping[str, object]) -> str:
-        """Which constraint the student breaks, counted on the meta device; "" if none."""
-        from kdbench import flops, models
-
+        """Which constraint the student breaks; "" if none."""
         if not self.tune.constraints and not any(path.startswith("student.") for path in overrides):
             return ""
-        sizes = []
-        for role in job.plan.answer:
-            model = job.roles[role]
-            key = json.dumps([model.model, model.options, model.input_size], sort_keys=True, default=str)
-            if key not in self.counted:
-                data = self.bench.data
-                built = models.build(
-                    model.model,
-                    model.options,
-                    classes=data.classes,
-                    channels=data.channels,
-                    size=data.size,
-                    input_size=model.input_size,
-                    folder=job.folder,
-                )
-                self.counted[key] = flops.count(built, self.bench.shape)
-            sizes.append(self.counted[key])
+        sizes = [self.sizes.of(job.roles[role]) for role in job.plan.answer]
         found = {"parameters": sum(size[0] for size in sizes), "macs": sum(size[1] for size in sizes)}
         for name, bound in self.tune.constraints.items():
             if found[name] > bound:

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from kdbench import allocator, checkpoint, data, evaluate, flops, memory, models, prefixes, scan, teachers
+from kdbench import allocator, checkpoint, data, evaluate, flops, memory, prefixes, scan, teachers
 from kdbench.data import DataSet, Split
 from kdbench.engine import Engine
 from kdbench.files import write_atomically
 from kdbench.job import FrozenRole, Job
 from kdbench.method import Refusal
+from kdbench.networks import network
 from kdbench.provenance import provenance
 from kdbench.recipe import precision_on
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
@@ -93,22 +94,13 @@ class Workbench:
         except Refusal as refusal:
             return dataclasses.replace(base, status="skipped", reason=str(refusal))
         except Diverged as error:
-            (self.runs / "checkpoints" / f"{job.key}.pt").unlink(missing_ok=True)
+            checkpoint.path_of(self.runs, job.key).unlink(missing_ok=True)
             return dataclasses.replace(base, status="diverged", reason=str(error))
 
     def build(self, job: Job, role: str) -> nn.Module:
         """A learner with the initial weights of (seed, role): the same for every method."""
-        spec = job.roles[role]
         with seeded(job.seed, "init", role):
-            return models.build(
-                spec.model,
-                spec.options,
-                classes=self.data.classes,
-                channels=self.data.channels,
-                size=self.data.size,
-                input_size=spec.input_size,
-                folder=job.folder,
-            ).to(self.device)
+            return network(job.roles[role], self.data, job.folder).to(self.device)
 
     def _train(self, job: Job, frozen: dict[str, Frozen]) -> Trained:
         learners = {role: self.build(job, role) for role in job.plan.learners}
@@ -120,10 +112,10 @@ class Workbench:
             recipe=job.recipe,
             seed=job.seed,
         )
-        path = self.runs / "checkpoints" / f"{job.key}.pt"
+        path = checkpoint.path_of(self.runs, job.key)
         trained = Engine(
             task,
-            state=checkpoint.resume(path, self.device, self.warn),
+            state=checkpoint.begin(path, task.models.values(), self.device, self.warn),
             save=lambda state: checkpoint.save(path, state),
             watch=lambda progress: self.watch(f"{job.name} seed {job.seed}", progress),
         ).train()
@@ -174,7 +166,7 @@ class Workbench:
         if "test" in splits:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
             write_atomically(self.runs / "students" / f"{job.key}.safetensors", safetensors(state))
-        (self.runs / "checkpoints" / f"{job.key}.pt").unlink(missing_ok=True)
+        checkpoint.path_of(self.runs, job.key).unlink(missing_ok=True)
         made = base.provenance
         if (backend := scan.backend_in_use(trained.answer)) is not None:
             made = {**made, "scan": backend}

@@ -50,7 +50,7 @@ LAYERS = (
         "configure",
         "checks",
     ),
-    ("suite", "engine", "checkpoint", "standing"),
+    ("suite", "engine", "checkpoint", "standing", "networks"),
     ("job", "board", "anytime"),
     ("space",),
     ("tuning",),

@@ -184,6 +184,15 @@ def test_other_conditions_raise_the_alarm(change: dict[str, Any], what: str) -> 
     assert what in alarms[0]
 
 
+def test_two_scan_backends_in_one_pair_raise_the_alarm_and_networks_without_a_scan_do_not() -> None:
+    plain, *others = records("p", PAIR)
+    native = [dataclasses.replace(r, provenance={**r.provenance, "scan": "native"}) for r in others]
+    assert not rank(heading({"p": list(PAIR)}), [plain, *native]).tables[0].alarms
+    other = dataclasses.replace(plain, provenance={**plain.provenance, "scan": "torch"})
+    (alarm,) = rank(heading({"p": list(PAIR)}), [other, *native]).tables[0].alarms
+    assert "2 different scan backends" in alarm
+
+
 def test_incomparable_foreign_and_surplus_results_never_enter() -> None:
     suite = heading({"p": ["none", "kd"]})
     given = records("p", {"none": NONE, "kd": KD})

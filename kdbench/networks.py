@@ -1,0 +1,57 @@
+"""A role's network as the suite describes it, made for a data set; and its size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdbench import flops, models
+from kdbench.data import DataSet
+from kdbench.spec import Model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def network(spec: Model, data: DataSet, folder: Path, *, pretrained: bool = False) -> nn.Module:
+    """The network with initial weights from torch's global generator, on the CPU, in training mode.
+
+    Args:
+        folder: the suite's, where a relative `./net.py` starts.
+        pretrained: take timm's pretrained weights.
+
+    Raises:
+        UserError: see `kdbench.models.build`.
+    """
+    return models.build(
+        spec.model,
+        spec.options,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        input_size=spec.input_size,
+        pretrained=pretrained,
+        folder=folder,
+    )
+
+
+@dataclass
+class Sizes:
+    """Parameters and MACs of networks for one data set and one suite's folder, each counted once.
+
+    Networks are built on the CPU, because initialisers on the meta device load torch's compiler.
+    """
+
+    data: DataSet
+    folder: Path
+    counted: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def of(self, spec: Model) -> tuple[int, int]:
+        """(parameters, MACs of one image). Raises UserError where the network cannot be built."""
+        key = json.dumps([spec.model, spec.options, spec.input_size], sort_keys=True, default=str)
+        if key not in self.counted:
+            shape = (self.data.channels, self.data.size, self.data.size)
+            self.counted[key] = flops.count(network(spec, self.data, self.folder), shape)
+        return self.counted[key]
