@@ -6,16 +6,13 @@ The crew keeps no state that matters: results, teachers and checkpoints are on d
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from kdbench import runner, worker
+from kdbench import processes, runner, worker
 from kdbench.errors import UserError
 from kdbench.job import Job
 from kdbench.runner import Listener, Summary
@@ -154,17 +151,8 @@ class Crew:
             self.listener.started(assignment.job)
 
     def _hire(self, device: str) -> Hand:
-        context = multiprocessing.get_context("spawn")
-        mine, theirs = context.Pipe()
-        threads = 0 if os.environ.get("OMP_NUM_THREADS") else max(1, (os.cpu_count() or 1) // self.workers)
-        process = context.Process(
-            target=worker.main,
-            args=(theirs, self.setting, device, threads, os.getpid()),
-            daemon=False,  # data sets may have processes of their own
-        )
-        process.start()
-        theirs.close()
-        return Hand(process, mine, device)
+        process, connection = processes.hire(worker.main, self.setting, device, of=self.workers)
+        return Hand(process, connection, device)
 
     # what is heard ---------------------------------------------------------------------------------------------------
     def _listen(self) -> None:
@@ -194,6 +182,8 @@ class Crew:
         elif name == worker.STOP:
             raise UserError(str(arguments[0]))
         elif name == worker.SPENT:
+            if assignment:  # given to it before this was heard
+                self.waiting.insert(0, assignment)
             self._dismiss(hand)
         elif assignment is not None:
             hand.assignment = None
@@ -241,16 +231,16 @@ class Crew:
         if assignment is None:
             self.stillborn += not hand.ready
             if self.stillborn >= DEATHS:
-                raise UserError(f"workers on {hand.device} die while they open the suite ({_cause(code)})")
+                raise UserError(f"workers on {hand.device} die while they open the suite ({processes.cause(code)})")
             return
         assignment.deaths += 1
         if assignment.deaths < DEATHS:
-            self.listener.warn(f"the worker of {assignment.name} died ({_cause(code)}); it is tried again")
+            self.listener.warn(f"the worker of {assignment.name} died ({processes.cause(code)}); it is tried again")
             if assignment.deaths > 1:  # the kernel kills what it has no memory for
                 self.room[hand.device] = max(1, len(self._busy(hand.device)))
             self.waiting.insert(0, assignment)
         else:
-            self._fail(assignment, f"its worker died {DEATHS} times ({_cause(code)})")
+            self._fail(assignment, f"its worker died {DEATHS} times ({processes.cause(code)})")
 
     def _check_time(self) -> None:
         if self.timeout is None:
@@ -289,21 +279,7 @@ class Crew:
 
     def _end(self) -> None:
         """Checkpoints are whole after every epoch, so that a worker may be ended at any moment."""
+        processes.end((hand.process for hand in self.hands), patience=3)
         for hand in self.hands:
-            hand.process.terminate()
-        for hand in self.hands:
-            hand.process.join(3)
-            if hand.process.is_alive():
-                hand.process.kill()
-                hand.process.join(3)
             hand.connection.close()
         self.hands = []
-
-
-def _cause(code: int | None) -> str:
-    if code is None:
-        return "it does not answer"
-    if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return names.get(-code, f"signal {-code}")
-    return f"exit code {code}"

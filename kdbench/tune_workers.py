@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import signal
-import threading
-import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
+from kdbench import processes
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,16 +53,11 @@ class Workers:
                     hand = next(hand for hand in self.hands if hand.connection is ready)
                     self._listen(hand)
         finally:
-            self._end()
+            processes.end((hand.process for hand in self.hands), PATIENCE)  # SIGTERM is heard as Ctrl-C there
 
     def _hire(self, device: str, deaths: int) -> Hand:
-        context = multiprocessing.get_context("spawn")
-        mine, theirs = context.Pipe()
-        threads = 0 if os.environ.get("OMP_NUM_THREADS") else max(1, (os.cpu_count() or 1) // self.count)
-        process = context.Process(target=main, args=(theirs, self.order, device, threads, os.getpid()))
-        process.start()
-        theirs.close()
-        return Hand(process, mine, device, deaths)
+        process, connection = processes.hire(main, self.order, device, of=self.count)
+        return Hand(process, connection, device, deaths)
 
     def _listen(self, hand: Hand) -> None:
         try:
@@ -86,31 +78,19 @@ class Workers:
     def _died(self, hand: Hand) -> None:
         hand.process.join()
         self.hands.remove(hand)
-        code = hand.process.exitcode or 0
-        said = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        said = processes.cause(hand.process.exitcode)
         if hand.deaths + 1 >= DEATHS:
             logs = self.order.setting.runs / "logs"
             raise UserError(f"{DEATHS} workers died one after the other (the last: {said}); see {logs}")
         self.screen.warn(f"a worker died ({said}); another takes its place")
         self.hands.append(self._hire(hand.device, hand.deaths + 1))
 
-    def _end(self) -> None:
-        for hand in self.hands:
-            with contextlib.suppress(OSError):
-                hand.process.terminate()  # heard as Ctrl-C there
-        deadline = time.monotonic() + PATIENCE
-        for hand in self.hands:
-            hand.process.join(max(0.1, deadline - time.monotonic()))
-            if hand.process.is_alive():
-                hand.process.kill()
-                hand.process.join()
-
 
 def main(connection: Connection, order: Order, device: str, threads: int, parent: int) -> None:
     """A worker's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it through its parent
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    processes.follow(parent, patience=PATIENCE)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         try:
             _work(connection, order, device, threads)
@@ -129,12 +109,3 @@ def _work(connection: Connection, order: Order, device: str, threads: int) -> No
         torch.set_num_threads(threads)
     screen = Screen(Console(stderr=True), lambda text, counts: connection.send((SAY, text, counts)))
     order.open(device, screen.listener()).work()
-
-
-def _follow(parent: int) -> None:
-    """End with the parent, however it ends."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
-    os._exit(1)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
 import signal
-import threading
-import time
 import warnings
 from multiprocessing.connection import Connection
 from typing import Any
 
 from kdbench.errors import UserError
+from kdbench.processes import follow
 from kdbench.setting import Setting
 
 # Events: (name, *arguments)
@@ -29,19 +27,12 @@ def main(connection: Connection, setting: Setting, device: str, threads: int, pa
     """The process's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the crew decides what Ctrl-C means
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    follow(parent)
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         try:
             _serve(connection, setting, device, threads)
         except UserError as error:
             connection.send((STOP, str(error)))
-
-
-def _follow(parent: int) -> None:
-    """End with the crew, however it ends."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _serve(connection: Connection, setting: Setting, device: str, threads: int) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(kdbench.__file__).parent
 # Lower lines may import higher ones; a module may import its own line.
 LAYERS = (
     ("__init__", "errors", "lazy", "files", "statistics"),
-    ("batch", "method", "spec", "result", "card", "streams", "allocator", "lease", "joblog"),
+    ("batch", "method", "spec", "result", "card", "streams", "allocator", "lease", "joblog", "processes"),
     (
         "losses",
         "recipe",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +83,7 @@ class Scripted(Crew):
     script: Callable[..., object]
 
     def _hire(self, device: str) -> Hand:
-        mine, theirs = crew.multiprocessing.Pipe()
+        mine, theirs = multiprocessing.Pipe()
         return Hand(Process(theirs, lambda task: self.script(task, self)), mine, device)
 
 
@@ -243,11 +245,21 @@ def test_what_is_wrong_with_the_input_stops_the_crew_with_the_sentence(bench: Be
         bench.run(lambda task, made: [(worker.STOP, "the disk is full")])
 
 
-def test_a_worker_with_a_spoilt_device_is_replaced(bench: Bench) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_worker_with_a_spoilt_device_is_replaced(bench: Bench, late: bool) -> None:
     def script(task, made):
-        return [*bench.obey(task), (worker.SPENT,)]
+        yield from bench.obey(task)
+        while late and not (made.hands and (given := made.hands[0].assignment) and given.key != task[1]):
+            if len(bench.log) == 10:  # nothing is left to be given
+                break
+            time.sleep(0.001)
+        yield (worker.SPENT,)
+        yield 0
 
-    assert bench.run(script).troubled == []
+    summary = bench.run(script, workers=1)
+    assert summary.troubled == []
+    assert {key for _, key, _ in bench.log} >= set(bench.by_key)  # a task given too late is given again
+    assert all(bench.crew.store.done(key) for key in bench.by_key)
 
 
 def test_jobs_are_spread_over_devices(bench: Bench) -> None:
