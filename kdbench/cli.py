@@ -5,10 +5,8 @@ Exit codes: 0 all done; 1 some jobs failed, diverged or were skipped (listed); 2
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,12 +15,35 @@ import typer
 from kdbench import __version__
 from kdbench.cli_export import export
 from kdbench.cli_ladder import ladder
+from kdbench.cli_show import doctor, show
 from kdbench.cli_tune import tune
 from kdbench.errors import UserError
+from kdbench.options import (
+    LEADERBOARD,
+    RUNS,
+    DataRoot,
+    Device,
+    Devices,
+    DryRun,
+    Epochs,
+    Json,
+    Only,
+    Results,
+    Runs,
+    Seeds,
+    SuitePath,
+    Timeout,
+    Track,
+    TrackOf,
+    Workers,
+    console,
+    emit,
+    warn,
+)
 from kdbench.setting import Setting, parse_duration, pick_devices
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from kdbench.session import Session
 
 app = typer.Typer(
     name="kdbench",
@@ -32,40 +53,6 @@ app = typer.Typer(
     help="Compare knowledge distillation methods fairly: declare a suite, run it, publish the leaderboard.",
     epilog="Exit codes: 0 all done, 1 some jobs failed (listed), 2 the input is wrong, 130 interrupted.",
 )
-
-SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits.yaml.")]
-DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
-]
-Results = Annotated[
-    Path, typer.Option("--results", help="Folder of the boards; records go to its results/<suite>/.", metavar="DIR")
-]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, teachers and logs.", metavar="DIR")]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="PAIR/METHOD", help="Only these cells; globs; repeatable.")
-]
-Seeds = Annotated[str | None, typer.Option("--seeds", help="Instead of the suite's: 0,1,2 or 0-4.", metavar="LIST")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-Epochs = Annotated[
-    int | None, typer.Option("--epochs", min=1, help="Shorten every training; such results are not comparable.")
-]
-Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Jobs at a time, each in a process of its own; 0: in this process.")
-]
-Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
-Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give a job up after 90s, 45m, 2h.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
-
-
-class Track(StrEnum):
-    default = "default"
-    tuned = "tuned"
-
-
-TrackOf = Annotated[
-    Track, typer.Option("--track", help="default: published knobs; tuned: those that `kdbench tune` chose.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
 def main() -> None:
@@ -104,8 +91,8 @@ def run(
     device: Device = "auto",
     epochs: Epochs = None,
     data_root: DataRoot = None,
-    results: Results = Path("leaderboard"),
-    runs: Runs = Path("runs"),
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
     workers: Workers = 0,
     devices: Devices = None,
     timeout: Timeout = None,
@@ -125,8 +112,8 @@ def retry(
     seeds: Seeds = None,
     device: Device = "auto",
     data_root: DataRoot = None,
-    results: Results = Path("leaderboard"),
-    runs: Runs = Path("runs"),
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
     workers: Workers = 0,
     devices: Devices = None,
     timeout: Timeout = None,
@@ -139,18 +126,16 @@ def retry(
 
 
 @app.command()
-def status(
-    suite: SuitePath, results: Results = Path("leaderboard"), runs: Runs = Path("runs"), as_json: Json = False
-) -> None:
+def status(suite: SuitePath, results: Results = LEADERBOARD, runs: Runs = RUNS, as_json: Json = False) -> None:
     """What is running, what waits, what failed and why."""
     from kdbench import upkeep
     from kdbench.store import Store
     from kdbench.suite import load
 
     loaded = load(suite)
-    rows, total = upkeep.status(loaded, Store(results, loaded.file.name, _warn), runs)
+    rows, total = upkeep.status(loaded, Store(results, loaded.file.name, warn), runs)
     if rows or as_json:
-        _emit(rows, as_json)
+        emit(rows, as_json)
     if not as_json:
         typer.echo(total)
 
@@ -158,14 +143,14 @@ def status(
 @app.command()
 def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Other runs' --results folders.")],
-    results: Results = Path("leaderboard"),
+    results: Results = LEADERBOARD,
 ) -> None:
     """Join results from several machines; render boards anew with `kdbench board`."""
     from kdbench import upkeep
 
     merged = upkeep.merge(folders, results)
     for sentence in (*merged.damaged, *merged.conflicts):
-        _warn(sentence)
+        warn(sentence)
     typer.echo(
         f"{merged.new} new, {merged.replaced} finished that had failed here, {merged.same} known, "
         f"{len(merged.conflicts)} in conflict, {len(merged.damaged)} damaged; suites: "
@@ -178,14 +163,14 @@ def merge(
 def clean(
     suites: Annotated[list[Path], typer.Argument(metavar="SUITE...", help="Every suite that uses the runs folder.")],
     data_root: DataRoot = None,
-    results: Results = Path("leaderboard"),
-    runs: Runs = Path("runs"),
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
     dry_run: DryRun = False,
 ) -> None:
     """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
     from kdbench import upkeep
 
-    opened = [Setting(suite, data_root, results, runs).open("cpu", _warn) for suite in suites]
+    opened = [Setting(suite, data_root, results, runs).open("cpu", warn) for suite in suites]
     jobs = [job for one in opened for job in one.jobs]
     useless = upkeep.clean(jobs, [one.store for one in opened], runs)
     for path, _ in useless:
@@ -202,7 +187,7 @@ def check(suite: SuitePath) -> None:
 
     loaded = load(suite)
     for note in loaded.notes:
-        _warn(note)
+        warn(note)
     cells, seeds = len(loaded.cells), len(loaded.file.seeds)
     typer.echo(f"{suite}: valid; {cells} cells x {seeds} seeds = {cells * seeds} jobs")
 
@@ -215,8 +200,8 @@ def plan(
     device: Device = "auto",
     epochs: Epochs = None,
     data_root: DataRoot = None,
-    results: Results = Path("leaderboard"),
-    runs: Runs = Path("runs"),
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
     track: TrackOf = Track.default,
     as_json: Json = False,
 ) -> None:
@@ -224,18 +209,18 @@ def plan(
     from kdbench.session import Session
 
     setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, epochs, track=track.value)
-    _print_plan(Session.open(setting, device, _console(stderr=True)), as_json, cost=True)
+    _print_plan(Session.open(setting, device, console(stderr=True)), as_json, cost=True)
 
 
 @app.command()
-def board(suite: SuitePath, results: Results = Path("leaderboard")) -> None:
+def board(suite: SuitePath, results: Results = LEADERBOARD) -> None:
     """Render the board again from the stored results; needs no data."""
     from kdbench.publish import board_of, publish
     from kdbench.store import Store
     from kdbench.suite import load
 
     loaded = load(suite)
-    for path in publish(board_of(loaded, Store(results, loaded.file.name, _warn)), results):
+    for path in publish(board_of(loaded, Store(results, loaded.file.name, warn)), results):
         typer.echo(str(path))
 
 
@@ -247,57 +232,11 @@ def schema() -> None:
     typer.echo(schema_text(), nl=False)
 
 
-show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
 app.add_typer(show, name="show")
+app.command()(doctor)
 app.command()(export)
 app.command()(ladder)
 app.command()(tune)
-
-
-@show.command("methods")
-def show_methods(as_json: Json = False) -> None:
-    """Every method with its knobs, defaults and ranges."""
-    from kdbench import listing
-
-    _emit(listing.methods(), as_json)
-
-
-@show.command("models")
-def show_models(
-    pattern: Annotated[str | None, typer.Argument(help="Also timm's models that match this glob.")] = None,
-    as_json: Json = False,
-) -> None:
-    """kdbench's own models with parameters and MACs (32x32, 10 classes); timm's by glob."""
-    from kdbench import listing
-
-    _emit(listing.models(pattern), as_json)
-
-
-@show.command("data")
-def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Every data set and whether its files are there."""
-    from kdbench import listing
-
-    _emit(listing.data(_root_of(data_root)), as_json)
-
-
-@show.command("results")
-def show_results(suite: SuitePath, results: Results = Path("leaderboard"), as_json: Json = False) -> None:
-    """Stored results of a suite; stale ones are marked."""
-    from kdbench import listing
-    from kdbench.store import Store
-    from kdbench.suite import load
-
-    loaded = load(suite)
-    _emit(listing.results(loaded, Store(results, loaded.file.name, _warn)), as_json)
-
-
-@app.command()
-def doctor(data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Versions, devices, data found, optional parts."""
-    from kdbench import listing
-
-    _emit(listing.doctor(_root_of(data_root)), as_json)
 
 
 def _run(
@@ -317,57 +256,23 @@ def _run(
         names = pick_devices(devices or device)
         seconds = parse_duration(timeout) if timeout else None
         crew = {"workers": workers or len(names), "devices": names, "timeout": seconds}
-    session = Session.open(setting, device if crew is None else "cpu", _console(stderr=True))
+    session = Session.open(setting, device if crew is None else "cpu", console(stderr=True))
     if dry_run:
         _print_plan(session, as_json, cost=False)
         return
     if not session.jobs:
         typer.echo("nothing to retry: no job failed, diverged or was skipped")
         return
-    sys.exit(session.run(_console(), as_json, crew))
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr)
-
-
-def _root_of(data_root: Path | None) -> Path:
-    from kdbench.data import default_root
-
-    return data_root or default_root()
-
-
-def _emit(rows: list[dict[str, object]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0][column], int) else "left")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    _console().print(table if rows else "nothing there")
+    sys.exit(session.run(console(), as_json, crew))
 
 
 def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:
     rows, total = session.plan(cost)
     sizes = session.sizes()
     if as_json:
-        _emit([row | {"sizes": [size for size in sizes if size["pair"] == row["pair"]]} for row in rows], True)
+        emit([row | {"sizes": [size for size in sizes if size["pair"] == row["pair"]]} for row in rows], True)
         return
-    _emit(rows, False)
+    emit(rows, False)
     typer.echo()
-    _emit(sizes, False)
+    emit(sizes, False)
     typer.echo(total)
-
-
-if TYPE_CHECKING:
-    from kdbench.session import Session

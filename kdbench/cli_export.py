@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kdbench.options import LEADERBOARD, RUNS, DataRoot, Json, Results, Runs, SuitePath, Track, TrackOf, warn
+
 
 def export(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits.yaml.")],
+    suite: SuitePath,
     cell: Annotated[str, typer.Argument(metavar="PAIR/METHOD", help="A student; PAIR/teacher is the pair's teacher.")],
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Ends in .safetensors, .pt2 or .onnx.")],
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the suite's first.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
     device: Annotated[str, typer.Option("--device", help="Where the weights are checked.")] = "auto",
-    track: Annotated[str, typer.Option("--track", help="default or tuned, as given to `run`.")] = "default",
+    track: TrackOf = Track.default,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="As given to `run`.")] = None,
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
-    ] = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="Folder of the boards and their records.", metavar="DIR")
-    ] = Path("leaderboard"),
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of their weights.", metavar="DIR")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")] = False,
+    data_root: DataRoot = None,
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
+    as_json: Json = False,
 ) -> None:
     """Write a trained student (or teacher) to a file that works without kdbench, with a model card.
 
@@ -36,8 +33,8 @@ def export(
     from kdbench.export import Request, export
     from kdbench.setting import pick_device
 
-    request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force, track)
-    done = export(request, pick_device(device), lambda sentence: print(f"warning: {sentence}", file=sys.stderr))
+    request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force, track.value)
+    done = export(request, pick_device(device), warn)
     if as_json:
         said = {"file": str(done.path), "card": str(done.card), "key": done.key}
         typer.echo(json.dumps({**said, "difference": done.difference, "images": done.images}, indent=1))

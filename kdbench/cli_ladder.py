@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
 from kdbench.errors import UserError
+from kdbench.options import DataRoot, SuitePath, root_of
 
 Number = TypeVar("Number", int, float)
 
 
 def ladder(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits-pkd.yaml.")],
+    suite: SuitePath,
     pair: Annotated[str, typer.Argument(metavar="PAIR", help="Whose student is widened, and whose teacher is 100%.")],
     fractions: Annotated[
         str,
@@ -24,9 +24,7 @@ def ladder(
         str, typer.Option("--option", help="The student's option to choose: a number, or a list to scale (widths).")
     ] = "dim",
     depths: Annotated[str, typer.Option("--depths", metavar="LIST", help="Option `depth` of each rung: 1,2,2.")] = "",
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
-    ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Propose a ladder of students for shares of the teacher's MACs, as YAML to paste into the pair."""
     shares = _numbers(fractions, "--fractions", float, "0.01,0.03,0.1")
@@ -38,7 +36,7 @@ def ladder(
     from kdbench.suite import load
 
     loaded = load(suite)
-    images = data.load(loaded.file.data, data_root or data.default_root(), loaded.folder)
+    images = data.load(loaded.file.data, root_of(data_root), loaded.folder)
     typer.echo(text(propose(loaded, pair, shares, option, deep, images)))
 
 

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+from kdbench.options import LEADERBOARD, RUNS, DataRoot, Only, Runs, SuitePath, console
+
 
 def tune(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, with a `tune` block.")],
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="PAIR/METHOD", help="Only these cells; globs; repeatable.")
-    ] = None,
+    suite: SuitePath,
+    only: Only = None,
     trials: Annotated[
         str | None,
         typer.Option("--trials", metavar="+N", help="So many more than the suite's, for every method alike."),
@@ -31,15 +31,11 @@ def tune(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or a list for workers: cuda:0,cuda:1.")] = (
         "auto"
     ),
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
-    ] = None,
+    data_root: DataRoot = None,
     results: Annotated[
         Path, typer.Option("--results", help="Folder of the boards; winners go to its tuned/<suite>/.", metavar="DIR")
-    ] = Path("leaderboard"),
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of studies, checkpoints and logs.", metavar="DIR")] = (
-        Path("runs")
-    ),
+    ] = LEADERBOARD,
+    runs: Runs = RUNS,
     status: Annotated[bool, typer.Option("--status", help="Show the studies, and stop.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write pages and pictures of the studies, and stop.")] = (
         False
@@ -51,8 +47,6 @@ def tune(
     The suite's own configuration is the first trial. The same command in several processes or on several machines,
     with the same --storage, shares the work. Then: `kdbench run SUITE --track tuned`.
     """
-    from rich.console import Console
-
     from kdbench.errors import UserError
     from kdbench.setting import Setting, pick_devices
     from kdbench.tuning import parse_extra
@@ -66,7 +60,7 @@ def tune(
 
     url = storage or storages.default_url(runs)
     if status:
-        studies.status(suite, url, as_json, Console())
+        studies.status(suite, url, as_json, console())
         return
     if report:
         from kdbench import tune_report
@@ -80,4 +74,4 @@ def tune(
 
     order = tune_session.Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
     devices = pick_devices(device) if workers > 1 else (device,)
-    sys.exit(tune_session.run(order, device, workers, devices, Console(stderr=True), Console()))
+    sys.exit(tune_session.run(order, device, workers, devices, console(stderr=True), console()))

@@ -30,7 +30,6 @@ from kdbench.suite import Suite, load
 from kdbench.workbench import Workbench, on_device
 
 IMAGES = 64  # compared after the round trip
-TRACKS = ("default", "tuned")
 TOLERANCE = 1e-4  # of the largest logit, or of 1
 TOP1_TOLERANCE = 1.0  # percentage points on validation: bf16 and other devices answer a little differently
 
@@ -77,8 +76,6 @@ def export(request: Request, device: torch.device, warn: Callable[[str], None] =
         UserError: no such cell, result, weights, folder or format; a file that is there already; a model that the
             format cannot hold.
     """
-    if request.track not in TRACKS:
-        raise UserError(f"--track {request.track}: there are {' and '.join(TRACKS)}")
     _free(request)
     formats.check(request.to.suffix)
     suite = load(request.suite)

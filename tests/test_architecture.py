@@ -69,10 +69,11 @@ LAYERS = (
     ("tuner", "tune_picture"),
     ("tune_session",),
     ("tune_workers", "tune_report"),
+    ("options",),
     ("cli_tune",),
     ("loading", "formats"),
     ("export",),
-    ("cli_export", "cli_ladder"),
+    ("cli_export", "cli_ladder", "cli_show"),
     ("cli", "__main__"),
 )
 

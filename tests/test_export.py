@@ -417,7 +417,7 @@ def test_timms_arguments_are_those_that_made_the_model() -> None:
         (("cnn/kd", "--to", "runs"), "is a folder"),
         (("cnn/kd", "--to", "there.pt2"), "is there already; choose another name, or replace it with --force"),
         (("cnn/kd", "--to", "notes.pt2"), "notes.md: is there already, and is not the card of this model"),
-        (("cnn/kd", "--track", "best", "--to", "m.pt2"), "--track best: there are default and tuned"),
+        (("cnn/kd", "--track", "best", "--to", "m.pt2"), "'best' is not one of 'default', 'tuned'"),
         (("cnn/kd", "--track", "tuned", "--to", "m.pt2"), "cnn/kd has not been tuned as the suite is now"),
         (("cnn/kd", "--device", "cuda:99", "--to", "m.pt2"), "--device cuda:99"),
         (("cnn/kd",), "--to"),

@@ -1,0 +1,56 @@
+"""`kdbench show` and `kdbench doctor`: what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdbench.options import LEADERBOARD, DataRoot, Json, Results, SuitePath, emit, root_of, warn
+
+show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
+
+
+@show.command("methods")
+def show_methods(as_json: Json = False) -> None:
+    """Every method with its knobs, defaults and ranges."""
+    from kdbench import listing
+
+    emit(listing.methods(), as_json)
+
+
+@show.command("models")
+def show_models(
+    pattern: Annotated[str | None, typer.Argument(help="Also timm's models that match this glob.")] = None,
+    as_json: Json = False,
+) -> None:
+    """kdbench's own models with parameters and MACs (32x32, 10 classes); timm's by glob."""
+    from kdbench import listing
+
+    emit(listing.models(pattern), as_json)
+
+
+@show.command("data")
+def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Every data set and whether its files are there."""
+    from kdbench import listing
+
+    emit(listing.data(root_of(data_root)), as_json)
+
+
+@show.command("results")
+def show_results(suite: SuitePath, results: Results = LEADERBOARD, as_json: Json = False) -> None:
+    """Stored results of a suite; stale ones are marked."""
+    from kdbench import listing
+    from kdbench.store import Store
+    from kdbench.suite import load
+
+    loaded = load(suite)
+    emit(listing.results(loaded, Store(results, loaded.file.name, warn)), as_json)
+
+
+def doctor(data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Versions, devices, data found, optional parts."""
+    from kdbench import listing
+
+    emit(listing.doctor(root_of(data_root)), as_json)

@@ -1,0 +1,83 @@
+"""What the commands share: options that mean the same everywhere, and how they speak. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEADERBOARD, RUNS = Path("leaderboard"), Path("runs")  # defaults of --results and --runs
+
+
+class Track(StrEnum):
+    default = "default"
+    tuned = "tuned"
+
+
+SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits.yaml.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
+]
+Results = Annotated[
+    Path, typer.Option("--results", help="Folder of the boards; records go to its results/<suite>/.", metavar="DIR")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, teachers and logs.", metavar="DIR")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="PAIR/METHOD", help="Only these cells; globs; repeatable.")
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Instead of the suite's: 0,1,2 or 0-4.", metavar="LIST")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Shorten every training; such results are not comparable.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Jobs at a time, each in a process of its own; 0: in this process.")
+]
+Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
+Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give a job up after 90s, 45m, 2h.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+TrackOf = Annotated[
+    Track, typer.Option("--track", help="default: published knobs; tuned: those that `kdbench tune` chose.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """rich's, imported when it is needed."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def warn(sentence: str) -> None:
+    """A line on stderr."""
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def root_of(data_root: Path | None) -> Path:
+    """Where data sets are."""
+    from kdbench.data import default_root
+
+    return data_root or default_root()
+
+
+def emit(rows: list[dict[str, object]], as_json: bool) -> None:
+    """Rows as a table or as JSON, on stdout."""
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0][column], int) else "left")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    console().print(table if rows else "nothing there")
