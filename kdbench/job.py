@@ -15,6 +15,7 @@ from typing import Any
 from kdbench.method import Method, Plan, Wrapper, knobs
 from kdbench.overrides import with_fields, with_knobs, with_student
 from kdbench.plugins import class_sha, source_sha
+from kdbench.result import Result, Status
 from kdbench.spec import Data, Model, Recipe, RecipeOverride, patched
 from kdbench.suite import Suite
 
@@ -51,6 +52,22 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.pair}/{self.label}"
+
+    def result(self, status: Status, reason: str = "", **rest: Any) -> Result:
+        """The job's record, with `rest` of its fields filled in."""
+        return Result(
+            key=self.key,
+            suite=self.suite,
+            pair=self.pair,
+            method=self.label,
+            seed=self.seed,
+            status=status,
+            reason=reason,
+            comparable=self.comparable,
+            job=dict(self.content),
+            track=self.track,
+            **rest,
+        )
 
 
 @dataclass(frozen=True)

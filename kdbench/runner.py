@@ -241,14 +241,4 @@ def title(job: Job) -> str:
 
 
 def failed(job: Job, reason: str) -> Result:
-    return Result(
-        key=job.key,
-        suite=job.suite,
-        pair=job.pair,
-        method=job.label,
-        seed=job.seed,
-        status="failed",
-        reason=reason,
-        comparable=job.comparable,
-        job=dict(job.content),
-    )
+    return job.result("failed", reason)

@@ -64,18 +64,7 @@ class Workbench:
         caller's to record.
         """
         precision = precision_on(job.recipe.precision, self.device)
-        base = Result(
-            key=job.key,
-            suite=job.suite,
-            pair=job.pair,
-            method=job.label,
-            seed=job.seed,
-            status="ok",
-            comparable=job.comparable,
-            job=dict(job.content),
-            track=job.track,
-            provenance=provenance(self.device, precision) | self.data.provenance,
-        )
+        base = job.result("ok", provenance=provenance(self.device, precision) | self.data.provenance)
         try:
             frozen = {role: self.teacher(spec) for role, spec in job.frozen.items()}
             for role, spec in job.frozen.items():

@@ -14,22 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from training import LITTLE
 
 from kdbench import cli
 
-SUITE = """
-name: little
-data: {name: digits, fraction: 0.2}
-recipe: {epochs: 2, batch_size: 32, optimizer: {lr: 0.02}}
-pairs:
-  p:
-    teacher: {model: cnn, options: {widths: [8, 16, 16]}, train: {epochs: 3}}
-    student: {model: cnn, options: {widths: [4, 8, 8]}}
-methods:
-  none:
-  kd:
-seeds: [0, 1]
-"""
+SUITE = LITTLE
 
 
 @dataclass

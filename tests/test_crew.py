@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training import LITTLE
 
 from kdbench import crew, lease, runner, worker
 from kdbench.crew import Crew, Hand
@@ -17,20 +18,14 @@ from kdbench.runner import Listener
 from kdbench.setting import Setting, parse_duration, pick_devices
 from kdbench.store import Store
 
-SUITE = """
-name: little
-data: {name: digits, fraction: 0.2}
-recipe: {epochs: 2, batch_size: 32, optimizer: {lr: 0.02}}
-pairs:
-  p:
-    teacher: {model: cnn, options: {widths: [8, 16, 16]}, train: {epochs: 3}}
-    student: {model: cnn, options: {widths: [4, 8, 8]}}
+SUITE = LITTLE.replace(
+    "methods:",
+    """
   q:
     teacher: {model: cnn, options: {widths: [8, 8, 8]}, train: {epochs: 3}}
     student: {model: cnn, options: {widths: [4, 8, 8]}}
-methods: {none: , kd: }
-seeds: [0, 1]
-"""
+methods:""",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -315,8 +310,7 @@ class Odd(Method):
 def odd(folder: Path, kinds: tuple[str, ...]) -> Setting:
     (folder / "odd.py").write_text(METHOD)
     methods = "methods:\n  none:\n" + "".join(f"  {kind}: {{method: ./odd.py, kind: {kind}}}\n" for kind in kinds)
-    text = SUITE.replace("methods: {none: , kd: }", methods).replace("seeds: [0, 1]", "seeds: [0]")
-    return setting(folder, text[: text.index("  q:")] + text[text.index("methods:") :])
+    return setting(folder, LITTLE.replace("methods:\n  none:\n  kd:\n", methods).replace("seeds: [0, 1]", "seeds: [0]"))
 
 
 @pytest.mark.parametrize(

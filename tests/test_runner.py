@@ -8,28 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import assert_same
+from training import LITTLE, assert_same
 
 from kdbench.job import expand
-from kdbench.runner import Listener, run
+from kdbench.runner import Listener, failed, run
 from kdbench.store import Store
 from kdbench.suite import load
 from kdbench.workbench import Workbench
 
-SUITE = """
-name: little
-data: {name: digits, fraction: 0.2}
-recipe: {epochs: 2, batch_size: 32, optimizer: {lr: 0.02}}
-pairs:
-  p:
-    teacher: {model: cnn, options: {widths: [8, 16, 16]}, train: {epochs: 3}}
-    student: {model: cnn, options: {widths: [4, 8, 8]}}
-methods:
-  none:
-  kd:
-  fitnet:
-seeds: [0, 1]
-"""
+SUITE = LITTLE.replace("  kd:\n", "  kd:\n  fitnet:\n")
 
 METHOD = """
 from dataclasses import dataclass
@@ -247,3 +234,10 @@ def test_a_teacher_is_read_from_a_file_and_the_file_is_part_of_the_identity(desk
     assert {r.cost.teacher_seconds for r in found.results} == {0.0}
     torch.save({k: v * 1.5 for k, v in teacher.model.state_dict().items()}, desk.folder / "teacher.pt")
     assert not {r.key for r in found.results} & {job.key for job in desk.open()[0]}
+
+
+def test_a_failure_is_recorded_on_the_track_of_its_job(tmp_path: Path) -> None:
+    (tmp_path / "little.yaml").write_text(SUITE)
+    job = expand(load(tmp_path / "little.yaml"), "f00d")[0]
+    assert failed(job, "why").track == "default"
+    assert failed(dataclasses.replace(job, track="tuned"), "why").track == "tuned"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 from test_cli import Done, kdbench
+from training import LITTLE
 
 from kdbench import tune_session
 from kdbench.errors import UserError
@@ -25,21 +26,7 @@ from kdbench.tuner import Listener, Tuner
 from kdbench.tuning import parse_extra
 from kdbench.winners import current, read, tuned_jobs
 
-SUITE = """
-name: little
-data: {name: digits, fraction: 0.2}
-recipe: {epochs: 2, batch_size: 64, optimizer: {lr: 0.02}}
-pairs:
-  p:
-    teacher: {model: cnn, options: {widths: [8, 16, 16]}, train: {epochs: 3}}
-    student: {model: cnn, options: {widths: [4, 8, 8]}}
-methods:
-  none:
-  kd:
-seeds: [0, 1]
-tune:
-  trials: 3
-"""
+SUITE = LITTLE.replace("batch_size: 32", "batch_size: 64") + "tune:\n  trials: 3\n"
 ODD = """
 from dataclasses import dataclass
 from kdbench.method import Method, knob

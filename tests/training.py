@@ -15,6 +15,21 @@ from kdbench.spec import Data, Recipe
 from kdbench.streams import seeded
 from kdbench.task import State, Task, Trained
 
+# A suite of four short jobs.
+LITTLE = """
+name: little
+data: {name: digits, fraction: 0.2}
+recipe: {epochs: 2, batch_size: 32, optimizer: {lr: 0.02}}
+pairs:
+  p:
+    teacher: {model: cnn, options: {widths: [8, 16, 16]}, train: {epochs: 3}}
+    student: {model: cnn, options: {widths: [4, 8, 8]}}
+methods:
+  none:
+  kd:
+seeds: [0, 1]
+"""
+
 SPECS = {
     "teacher": ("cnn", {"widths": [8, 16, 16]}),
     "ta": ("cnn", {"widths": [6, 8, 12]}),
