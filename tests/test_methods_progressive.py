@@ -30,7 +30,7 @@ from kdbench.methods.progressive import Progressive, added
 from kdbench.result import Result
 from kdbench.suite import load
 from kdbench.task import Sum, Task
-from kdbench.workbench import Workbench
+from kdbench.workbench import Workbench, on_device
 
 LADDER = {"weak1": [2, 3, 4], "weak2": [3, 4, 6], "weak3": [4, 6, 8], "weak4": [4, 8, 8]}
 ROLES = ("teacher", "student", *LADDER, "control")
@@ -172,6 +172,27 @@ def test_every_arm_trains_and_leaves_the_teacher_as_it_was(loaded, arm: str) -> 
     x = torch.randn(3, 1, 8, 8)
     said = torch.stack([part(x) for part in trained.parts])
     torch.testing.assert_close(trained.answer(x), said.sum(0) if arm in ("residual", "control") else said.mean(0))
+
+
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("arm", ["residual", "bdistil"])
+def test_half_precision_trains_a_ladder_as_single_precision_does(loaded, arm: str, device: str) -> None:
+    on = on_device(loaded, torch.device(device))
+    said = []
+    for precision in ("fp32", "bf16"):
+        made = task(Progressive(arm=arm), on, weaks=2, precision=precision)
+        for model in made.models.values():
+            model.to(device)
+        answer = Engine(made).train().answer
+        assert {value.dtype for value in answer.parameters()} == {torch.float32}
+        said.append(evaluate.split_logits(answer, on.val, on, precision).flatten())
+    assert not torch.equal(*said)
+    assert torch.cosine_similarity(*said, dim=0) > 0.99
 
 
 def test_independent_students_are_those_of_plain_training(loaded) -> None:
