@@ -194,7 +194,8 @@ def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result],
         metrics=_means([result.scores for result in done.values()]),
         parameters=costs[0].parameters if costs else None,
         macs=costs[0].macs if costs else None,
-        head_parameters=costs[0].head_parameters if costs else None,
+        trained_parameters=costs[0].learner_parameters + costs[0].head_parameters if costs else None,
+        memory_mb=median(cost.peak_memory_mb for cost in costs) if costs else None,
         reported=heading.reported.get((pair, label)),
     )
 

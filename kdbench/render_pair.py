@@ -24,8 +24,9 @@ TUNED_LEGEND = (
 DETAILS_LEGEND = (
     "**agree**: test images on which student and teacher give the same answer; **on errors**: the same among the "
     "teacher's mistakes. **ECE**: 15 bins. **params**, **MACs**: of the deployed student, one image. "
-    "**extra**: trained parameters that are not deployed. **time**: training seconds relative to none on the same "
-    "device, without the teacher's own training (median over seeds)."
+    "**trained**: parameters of all learners and heads while they train, factors of weights included. **time**: "
+    "training seconds relative to none on the same device, without the teacher's own training; **memory**: peak while "
+    "training, on a CPU of the whole process (both median over seeds)."
 )
 
 
@@ -93,19 +94,22 @@ def _spent(heading: Heading, pair: str, label: str) -> list[str]:
 
 
 def _details(table: Table) -> str:
-    columns = ["method", "agree", "on errors", "NLL", "ECE", "params", "MACs", "extra", "time"]
+    columns = ["method", "agree", "on errors", "NLL", "ECE", "params", "MACs", "trained", "time", "memory"]
     lines = []
     if teacher := table.teacher:
         nll, ece = (number(teacher.scores.get(f"test/{name}")) for name in ("nll", "ece"))
-        lines.append(["**teacher**", BLANK, BLANK, nll, ece, amount(teacher.parameters), amount(teacher.macs), "", ""])
+        lines.append(
+            ["**teacher**", BLANK, BLANK, nll, ece, amount(teacher.parameters), amount(teacher.macs), *[BLANK] * 3]
+        )
     for row in table.rows:
         metric = row.metrics
         agreement = [percent(metric.get(name), 1) for name in ("agreement", "agreement_on_errors")]
         calibration = [number(metric.get(name)) for name in ("nll", "ece")]
-        size = [amount(value) for value in (row.parameters, row.macs, row.head_parameters)]
+        size = [amount(value) for value in (row.parameters, row.macs, row.trained_parameters)]
         time = f"{row.relative_time:.2f}×" if row.relative_time is not None else BLANK
-        lines.append([_name(row), *agreement, *calibration, *size, time])
-    return grid(columns, lines, "lrrrrrrrr")
+        memory = f"{row.memory_mb:,.0f} MiB" if row.memory_mb is not None else BLANK
+        lines.append([_name(row), *agreement, *calibration, *size, time, memory])
+    return grid(columns, lines, "l" + "r" * (len(columns) - 1))
 
 
 def _every_seed(table: Table) -> str:

@@ -102,7 +102,8 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)  # means over seeds of test/*, without the prefix
     parameters: int | None = None
     macs: int | None = None
-    head_parameters: int | None = None
+    trained_parameters: int | None = None  # of all learners and heads, while they train
+    memory_mb: float | None = None  # peak of a training, median over seeds
     relative_time: float | None = None  # of training, relative to `none` on the same device
     reported: Reported | None = None
 

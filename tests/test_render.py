@@ -61,8 +61,8 @@ def test_the_column_of_reported_numbers_is_there_only_with_one() -> None:
 
 def test_the_details_table() -> None:
     details = tables(page())[1]
-    assert details[2] == ["**teacher**", "", "", "0.250", "0.030", "20k", "800k", "", ""]
-    assert details[4] == ["`kd` (reference)", "90.0%", "", "0.500", "0.020", "1k", "40k", "0", "1.00×"]
+    assert details[2] == ["**teacher**", "", "", "0.250", "0.030", "20k", "800k", "", "", ""]
+    assert details[4] == ["`kd` (reference)", "90.0%", "", "0.500", "0.020", "1k", "40k", "1.5k", "1.00×", "100 MiB"]
 
 
 def test_every_seed_is_printed() -> None:
