@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from kdbench import decompositions, flops, scan_native, scan_torch
 from kdbench.errors import UserError, did_you_mean
+from kdbench.scan_inputs import Inputs
 
 BACKENDS = ("auto", "torch", "native", "mamba_ssm")
 _CPU = {"torch": scan_torch, "native": scan_native}
@@ -188,7 +189,7 @@ def _scan(
     delta_bias: Tensor,
     backend: str,
 ) -> Tensor:
-    return _CPU[backend].forward(u, delta, A, B, C, D, z, delta_bias)
+    return _CPU[backend].forward(Inputs(u, delta, A, B, C, D, z, delta_bias))
 
 
 @_scan.register_fake
@@ -208,7 +209,7 @@ def _(
 
 @torch.library.custom_op("kdbench::selective_scan_backward", mutates_args=())
 def _scan_backward(dout: Tensor, inputs: Sequence[Tensor], backend: str) -> list[Tensor]:
-    return list(_CPU[backend].backward(dout, *inputs))
+    return list(_CPU[backend].backward(dout, Inputs(*inputs)))
 
 
 @_scan_backward.register_fake
@@ -251,7 +252,7 @@ def macs(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *others: Any,
 
 
 def _plain(*arguments: Any) -> Tensor:
-    return scan_torch.parallel(*arguments[:-1])  # without the backend
+    return scan_torch.parallel(Inputs(*arguments[:-1]))  # without the backend
 
 
 flops.register(torch.ops.kdbench.selective_scan, macs)

@@ -27,6 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdbench.scan_inputs import Inputs
+
 SOURCE = Path(__file__).parent / "native" / "selective_scan.cpp"
 COMPILE = ["-std=c++17", "-O3", "-fPIC", "-Wno-psabi", "-ffast-math", "-fno-finite-math-only", "-fno-associative-math"]
 LINK = ["-shared", "-pthread"]
@@ -155,38 +157,18 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0][:200] if text.strip() else ""
 
 
-def forward(
-    u_BDL: Tensor,
-    delta_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor,
-    z_BDL: Tensor,
-    bias_D: Tensor,
-) -> Tensor:
-    """(B, D, L), laid out by tokens in memory; arguments as in `kdbench.scan.selective_scan`."""
-    call = _Call(u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D)
+def forward(given: Inputs) -> Tensor:
+    """(B, D, L), laid out by tokens in memory."""
+    call = _Call(given)
     out_BLD = torch.empty(call.batch, call.length, call.channels)
     if out_BLD.numel():
         library().kdbench_scan_forward(call.shape, call.inputs, out_BLD.data_ptr(), call.parts, call.threads)
-    return out_BLD.to(u_BDL.dtype).transpose(1, 2)
+    return out_BLD.to(given.u_BDL.dtype).transpose(1, 2)
 
 
-def backward(
-    dout_BDL: Tensor,
-    u_BDL: Tensor,
-    delta_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor,
-    z_BDL: Tensor,
-    bias_D: Tensor,
-) -> tuple[Tensor, ...]:
+def backward(dout_BDL: Tensor, given: Inputs) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z and delta_bias, each in the type of its tensor."""
-    given = (u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D)
-    call = _Call(*given)
+    call = _Call(given)
     dout_BLD = dout_BDL.transpose(1, 2).float().contiguous()
     batch, length, channels, states, parts = call.batch, call.length, call.channels, call.states, call.parts
     du, ddelta, dz = (torch.empty(batch, length, channels) for _ in range(3))
@@ -218,17 +200,8 @@ def backward(
 class _Call:
     """Shapes and pointers as the kernel takes them; holds the tensors as long as it is used."""
 
-    def __init__(
-        self,
-        u_BDL: Tensor,
-        delta_BDL: Tensor,
-        A_DN: Tensor,
-        B_BNL: Tensor,
-        C_BNL: Tensor,
-        D_D: Tensor,
-        z_BDL: Tensor,
-        bias_D: Tensor,
-    ) -> None:
+    def __init__(self, given: Inputs) -> None:
+        u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D = given
         self.batch, self.channels, self.length = u_BDL.shape
         self.states = A_DN.shape[1]
         (u, delta, B, C, z), strides = zip(*map(_rows, (u_BDL, delta_BDL, B_BNL, C_BNL, z_BDL)), strict=True)

@@ -21,20 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.scan_inputs import Inputs
+
 STATES_AT_ONCE = 1 << 16  # of the sequences together; fewer: calling PyTorch costs more than computing
 
 
-def forward(
-    u_BDL: Tensor,
-    delta_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor,
-    z_BDL: Tensor,
-    bias_D: Tensor,
-) -> Tensor:
-    """(B, D, L), laid out by tokens in memory; arguments as in `kdbench.scan.selective_scan`."""
+def forward(given: Inputs) -> Tensor:
+    """(B, D, L), laid out by tokens in memory."""
+    u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D = given
     kind = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
     u_BLD, delta_BLD, B_BLN, C_BLN, z_BLD = _by_token(kind, u_BDL, delta_BDL, B_BNL, C_BNL, z_BDL)
     A_ND, D_D, bias_D = A_DN.to(kind).T.contiguous(), D_D.to(kind), bias_D.to(kind)
@@ -52,22 +46,14 @@ def forward(
     return y_BLD.mul_(F.silu(z_BLD)).to(u_BDL.dtype).transpose(1, 2)
 
 
-def parallel(
-    u_BDL: Tensor,
-    delta_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor,
-    z_BDL: Tensor,
-    bias_D: Tensor,
-) -> Tensor:
+def parallel(given: Inputs) -> Tensor:
     """What `forward` computes, in a graph of log2(L) steps without writing in place: for exported models.
 
     Recursive doubling (P. M. Kogge, H. S. Stone: A Parallel Algorithm for the Efficient Solution of a General Class of
     Recurrence Equations, 1973): after k steps each token's state knows the 2^k tokens up to it. Nothing is divided, so
     that it is as exact as the loop; it holds batch x tokens x channels x states numbers at once.
     """
+    u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D = given
     kind = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
     u_BLD, delta_BLD, B_BLN, C_BLN, z_BLD = (
         x.transpose(1, 2).to(kind) for x in (u_BDL, delta_BDL, B_BNL, C_BNL, z_BDL)
@@ -85,25 +71,13 @@ def parallel(
     return (y_BLD * F.silu(z_BLD)).to(u_BDL.dtype).transpose(1, 2)
 
 
-def backward(
-    dout_BDL: Tensor,
-    u_BDL: Tensor,
-    delta_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor,
-    z_BDL: Tensor,
-    bias_D: Tensor,
-) -> tuple[Tensor, ...]:
+def backward(dout_BDL: Tensor, given: Inputs) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z and delta_bias, each in the type of its tensor."""
-    given = (u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D)
-    sequences = max(1, STATES_AT_ONCE // A_DN.numel())
+    sequences = max(1, STATES_AT_ONCE // given.A_DN.numel())
+    of_sequences = {name: x.split(sequences) for name, x in given._asdict().items() if x.dim() == 3}
     parts = [
-        _backward(dout, u, delta, A_DN, B, C, D_D, z, bias_D)
-        for dout, u, delta, B, C, z in zip(
-            *(x.split(sequences) for x in (dout_BDL, u_BDL, delta_BDL, B_BNL, C_BNL, z_BDL)), strict=True
-        )
+        _backward(dout, given._replace(**dict(zip(of_sequences, few, strict=True))))
+        for dout, *few in zip(dout_BDL.split(sequences), *of_sequences.values(), strict=True)
     ]
     grads = []
     for x, pieces in zip(given, zip(*parts, strict=True), strict=True):
@@ -112,18 +86,9 @@ def backward(
     return tuple(grads)
 
 
-def _backward(
-    dout_BDL: Tensor,
-    u_BDL: Tensor,
-    delta_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor,
-    z_BDL: Tensor,
-    bias_D: Tensor,
-) -> tuple[Tensor, ...]:
+def _backward(dout_BDL: Tensor, given: Inputs) -> tuple[Tensor, ...]:
     """Gradients of a few sequences, by token: (B, L, D) and (B, L, N)."""
+    u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D = given
     kind = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
     u_BLD, raw_BLD, B_BLN, C_BLN, z_BLD, dout_BLD = _by_token(kind, u_BDL, delta_BDL, B_BNL, C_BNL, z_BDL, dout_BDL)
     A_ND, D_D, bias_D = A_DN.to(kind).T.contiguous(), D_D.to(kind), bias_D.to(kind)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdbench import flops, scan, scan_native, scan_torch
 from kdbench.errors import UserError
+from kdbench.scan_inputs import Inputs
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no compiler")
@@ -82,7 +83,7 @@ def test_the_answer_is_that_of_the_definition(backend: str, shape: tuple[int, ..
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 7, 4), (1, 20, 49, 16), (3, 17, 5, 5), (2, 8, 65, 33)])
 def test_the_graph_of_exported_models_answers_the_same(shape: tuple[int, ...]) -> None:
     tensors = inputs(*shape)
-    out = scan_torch.parallel(*tensors)
+    out = scan_torch.parallel(Inputs(*tensors))
     np.testing.assert_allclose(out.detach().numpy(), loop(*tensors), rtol=1e-5, atol=1e-5)
 
 
