@@ -27,6 +27,7 @@ BLUE, ORANGE, GREEN, INK, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#222222
 SETTINGS = {"font.family": "DejaVu Sans", "font.size": 9.0, "svg.fonttype": "path", "svg.hashsalt": "kdbench"}
 WIDTH, LINE, HEADER, BOTTOM, TITLE = 10.0, 0.235, 0.52, 0.42, 0.75  # inches
 LONGEST = 24  # letters of a label
+LONG = 40  # letters of a teacher, from which on its options are left out
 FEW = 3  # pairs, up to which a method that changes the deployed graph is named in the panel of MACs
 OUTLIER = 4.0  # interquartile ranges below the first quartile, beyond which a row is drawn at the edge
 
@@ -224,7 +225,7 @@ def _macs(axes: Axes, tables: Sequence[Table]) -> None:
     for macs, top1, name in teachers:
         axes.plot([macs], [top1], marker="D", ms=7, color=GREEN, zorder=4)
         points.append((macs, top1))
-        labels.append(Label(macs, top1, name, GREEN))
+        labels.append(Label(macs, top1, name if len(name) <= LONG else name.partition("(")[0], GREEN))
     if not points:
         axes.text(0.5, 0.5, "no finished row has MACs", transform=axes.transAxes, ha="center", color=GREY)
         return

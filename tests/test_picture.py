@@ -66,7 +66,18 @@ def test_the_bytes_do_not_depend_on_the_order_of_records() -> None:
     assert picture.svg(rank(heading({"p": list(PAIR)}), records("p", {**PAIR, "dkd": BAD}))) != first
 
 
-@pytest.mark.parametrize("board", [settings(1), settings(2), settings(7), crowded()], ids=["1", "2", "7", "crowded"])
+def wordy() -> Board:
+    """A teacher with many options."""
+    options = ", ".join(f"option_{i}={i}" for i in range(9))
+    cells = heading({"p": list(PAIR)}, roles={"p": {"teacher": f"vit_tiny_patch16_224({options})"}})
+    return rank(cells, records("p", PAIR))
+
+
+@pytest.mark.parametrize(
+    "board",
+    [settings(1), settings(2), settings(7), crowded(), wordy()],
+    ids=["1", "2", "7", "crowded", "wordy"],
+)
 def test_no_text_leaves_the_page_or_covers_another(board: Board) -> None:
     with style.context(["default", picture.SETTINGS]):
         drawn = picture.figure(board)
