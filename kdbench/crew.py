@@ -267,10 +267,7 @@ class Crew:
     def _dismiss(self, hand: Hand) -> None:
         with contextlib.suppress(OSError):
             hand.connection.send(None)
-        hand.process.join(2)
-        if hand.process.is_alive():
-            hand.process.kill()
-            hand.process.join(5)
+        processes.leave(hand.process, patience=2)
         self._drop(hand)
 
     def _drop(self, hand: Hand) -> None:

@@ -56,6 +56,13 @@ def cause(code: int | None) -> str:
     return f"exit code {code}"
 
 
+def leave(process: SpawnProcess, patience: float) -> None:
+    """Wait for a process that is about to end by itself; after `patience` seconds it is ended."""
+    process.join(patience)
+    if process.is_alive():
+        end([process], 1.0)
+
+
 def end(processes: Iterable[SpawnProcess], patience: float) -> None:
     """SIGTERM to all at once; SIGKILL to those that are still there after `patience` seconds."""
     processes = list(processes)

@@ -73,10 +73,10 @@ class Workers:
             raise UserError(str(arguments[0]))
         elif name == DONE:
             self.hands.remove(hand)
-            hand.process.join()
+            processes.leave(hand.process, PATIENCE)
 
     def _died(self, hand: Hand) -> None:
-        hand.process.join()
+        processes.leave(hand.process, PATIENCE)
         self.hands.remove(hand)
         said = processes.cause(hand.process.exitcode)
         if hand.deaths + 1 >= DEATHS:
