@@ -229,12 +229,17 @@ def _compared(
 
 
 def _relative_time(results: Mapping[int, Result], floor: Mapping[int, Result]) -> float | None:
-    """Median over seeds of the ratio of training seconds, where both ran on one kind of device in one precision."""
+    """Median over seeds of the ratio of training seconds, where both ran on one kind of device in one precision.
+
+    On a CPU the processor's seconds where both have them: other work on the machine hardly lengthens those.
+    """
     ratios = []
     for seed in sorted(set(results) & set(floor)):
         own, base = results[seed], floor[seed]
         if own.cost and base.cost and base.cost.train_seconds > 0 and _machine(own) == _machine(base):
-            ratios.append(own.cost.train_seconds / base.cost.train_seconds)
+            on_cpu = own.provenance.get("device") == "cpu" and own.cost.cpu_seconds and base.cost.cpu_seconds
+            name = "cpu_seconds" if on_cpu else "train_seconds"
+            ratios.append(getattr(own.cost, name) / getattr(base.cost, name))
     return median(ratios) if ratios else None
 
 

@@ -7,9 +7,10 @@ epoch, so that a step never waits for the host.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +88,7 @@ class Engine:
             parts=tuple(parts),
             curves=self.state.curves,
             seconds=self.state.seconds,
+            cpu_seconds=self.state.cpu_seconds,
             images=self.state.images,
             epochs=sum(self._epochs(stage) for stage in plan.stages),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
@@ -175,15 +177,13 @@ class Engine:
         return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.task.recipe.compile)
 
     def _stage(self, number: int, stage: Stage, learners: dict[str, Learner]) -> None:
-        start = time.perf_counter()
-        frozen = self._frozen(stage)
-        self.state.seconds += time.perf_counter() - start
+        with self._timed():
+            frozen = self._frozen(stage)
         epochs, last = self._epochs(stage), number == len(self.task.plan.stages) - 1
         for epoch in range(self.state.epoch if number == self.state.stage else 0, epochs):
-            start, images = time.perf_counter(), self.state.images
-            metrics = self._epoch(number, epoch, epochs, stage, learners, frozen)
-            seconds = time.perf_counter() - start
-            self.state.seconds += seconds
+            before, images = self.state.seconds, self.state.images
+            with self._timed():
+                metrics = self._epoch(number, epoch, epochs, stage, learners, frozen)
             if (epoch + 1) % self.task.recipe.validate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._validate(stage, last)
             if epoch + 1 == epochs and self.needs.probe:
@@ -199,10 +199,18 @@ class Engine:
                 "optimizers": {role: learner.optimizer.state_dict() for role, learner in learners.items()},
             }
             self.save(self.state)
-            speed = (self.state.images - images) / max(seconds, 1e-9)
+            speed = (self.state.images - images) / max(self.state.seconds - before, 1e-9)
             self.watch(Progress(number, len(self.task.plan.stages), epoch, epochs, speed, metrics, self.state.seconds))
         for teacher in frozen.values():
             teacher.close()
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What is done within counts as training time."""
+        start, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.state.seconds += time.perf_counter() - start
+        self.state.cpu_seconds += time.process_time() - cpu
 
     # one epoch -------------------------------------------------------------------------------------------------------
     def _indices(self, number: int, epoch: int, epochs: int, learners: dict[str, Learner]) -> Tensor:

@@ -25,8 +25,8 @@ DETAILS_LEGEND = (
     "**agree**: test images on which student and teacher give the same answer; **on errors**: the same among the "
     "teacher's mistakes. **ECE**: 15 bins. **params**, **MACs**: of the deployed student, one image. "
     "**trained**: parameters of all learners and heads while they train, factors of weights included. **time**: "
-    "training seconds relative to none on the same device, without the teacher's own training; **memory**: peak while "
-    "training, on a CPU of the whole process (both median over seeds)."
+    "training seconds relative to none on the same device (on a CPU the processor's, where counted), without the "
+    "teacher's own training; **memory**: peak while training, on a CPU of the whole process (both median over seeds)."
 )
 
 

@@ -33,6 +33,7 @@ class Cost:
     latency_ms_batch256: float
     epochs: int  # summed over stages
     trials: int = 0  # of tuning that led to the knobs
+    cpu_seconds: float = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
 
 
 @dataclass(frozen=True)

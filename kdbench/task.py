@@ -39,6 +39,7 @@ class State:
     epoch: int = 0  # the next one of the stage
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     images: int = 0
     tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
     notes: list[str] = field(default_factory=list)  # sentences for the result
@@ -53,6 +54,7 @@ class Trained:
     parts: tuple[nn.Module, ...]  # the deployed model of every answer role, in order
     curves: dict[str, list[float | None]]
     seconds: float
+    cpu_seconds: float  # of this process's threads
     images: int
     epochs: int
     learner_parameters: int

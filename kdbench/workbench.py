@@ -138,6 +138,7 @@ class Workbench:
             scores |= {f"{name}/{metric}": value for metric, value in found.items()}
         cost = Cost(
             train_seconds=trained.seconds,
+            cpu_seconds=trained.cpu_seconds,
             teacher_seconds=sum(model.record.train_seconds for model in frozen.values()),
             images_per_second=trained.images / max(trained.seconds, 1e-9),
             peak_memory_mb=peak,

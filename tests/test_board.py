@@ -12,6 +12,7 @@ from board_records import TEACHER, heading, record, records, reported
 from scipy import stats
 
 from kdbench.board import rank
+from kdbench.result import Result
 from kdbench.standing import BETTER, NOT_SEPARABLE, WORSE, Board, Row, Table
 
 NONE = [70.0, 71.0, 69.5, 70.5, 70.2]
@@ -220,6 +221,20 @@ def test_relative_time_is_the_median_ratio_on_the_same_machine() -> None:
     found = rank(heading({"p": ["none", "kd", "dkd"]}), given)
     assert [row(found.tables[0], label).relative_time for label in ("none", "kd", "dkd")] == [1.0, 2.0, None]
     assert len(found.machines) == 2
+
+
+def test_relative_time_on_a_cpu_is_the_processor_s_where_both_rows_have_it() -> None:
+    def made(label: str, device: str, seconds: float, cpu: float) -> Result:
+        one = record("p", label, 0, 50.0, seconds=seconds, provenance={"device": device, "split": "0123"})
+        return dataclasses.replace(one, cost=dataclasses.replace(one.cost, cpu_seconds=cpu))
+
+    def ratio(device: str, *cpu: float) -> float | None:
+        given = [made("none", device, 10.0, cpu[0]), made("kd", device, 80.0, cpu[1])]
+        return row(rank(heading({"p": ["none", "kd"]}, seeds=1), given).tables[0], "kd").relative_time
+
+    assert ratio("cpu", 9.0, 18.0) == 2.0
+    assert ratio("cpu", 0.0, 18.0) == 8.0  # an older record has none
+    assert ratio("cuda", 9.0, 18.0) == 8.0  # its processor only waits
 
 
 def test_metrics_are_means_over_seeds_and_blank_where_one_lacks_them() -> None:

@@ -85,6 +85,7 @@ def test_a_result_holds_what_the_protocol_lists(desk: Desk) -> None:
     assert result.cost.head_parameters > 0
     assert result.cost.parameters < result.cost.teacher_parameters
     assert result.cost.train_seconds > 0
+    assert result.cost.cpu_seconds > 0
     assert result.cost.teacher_seconds > 0
     assert result.cost.latency_ms_batch256 > result.cost.latency_ms_batch1 > 0
     assert result.teacher.sha256
