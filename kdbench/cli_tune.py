@@ -71,7 +71,8 @@ def tune(
     if as_json:
         raise UserError("--json: goes with --status")
     from kdbench import tune_session
+    from kdbench.tune_order import Order
 
-    order = tune_session.Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
+    order = Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
     devices = pick_devices(device) if workers > 1 else (device,)
     sys.exit(tune_session.run(order, device, workers, devices, console(stderr=True), console()))

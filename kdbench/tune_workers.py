@@ -7,13 +7,11 @@ import signal
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING
 
 from kdbench import processes
 from kdbench.errors import UserError
-
-if TYPE_CHECKING:
-    from kdbench.tune_session import Order, Screen
+from kdbench.tune_order import Order
+from kdbench.tune_screen import Screen
 
 SAY, STOP, DONE = "say", "stop", "done"  # events: (SAY, text, counts), (STOP, sentence), (DONE,)
 PATIENCE = 10.0  # seconds that workers have to put a trial down
@@ -102,8 +100,6 @@ def main(connection: Connection, order: Order, device: str, threads: int, parent
 def _work(connection: Connection, order: Order, device: str, threads: int) -> None:
     import torch
     from rich.console import Console
-
-    from kdbench.tune_session import Screen
 
     if threads:
         torch.set_num_threads(threads)

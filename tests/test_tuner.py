@@ -22,6 +22,8 @@ from kdbench.errors import UserError
 from kdbench.setting import Setting
 from kdbench.study import Outcome
 from kdbench.suite import load
+from kdbench.tune_order import Order
+from kdbench.tune_screen import Screen
 from kdbench.tuner import Listener, Tuner
 from kdbench.tuning import parse_extra
 from kdbench.winners import current, read, tuned_jobs
@@ -55,9 +57,9 @@ class Desk:
         (folder / "s.yaml").write_text(text)
         (folder / "odd.py").write_text(ODD)
 
-    def order(self, extra: int = 0, url: str | None = None) -> tune_session.Order:
+    def order(self, extra: int = 0, url: str | None = None) -> Order:
         setting = Setting(self.folder / "s.yaml", None, self.folder / "board", self.folder / "runs")
-        return tune_session.Order(setting, url or f"sqlite:///{self.folder / 'tune.db'}", extra)
+        return Order(setting, url or f"sqlite:///{self.folder / 'tune.db'}", extra)
 
     def open(self, extra: int = 0) -> Tuner:
         listener = Listener(finished=lambda cell, slot, of, outcome: self.told.append((cell.label, slot, outcome)))
@@ -432,6 +434,6 @@ def test_the_verdicts_of_an_outcome_are_said() -> None:
 
     desk_cell = type("C", (), {"name": "p/kd", "objectives": ("val/top1",)})()
     text = StringIO()
-    screen = tune_session.Screen(Console(file=text))
+    screen = Screen(Console(file=text))
     screen.finished(desk_cell, 1, 3, Outcome("failed", reason="boom", seconds={"k": 2.0}))
     assert text.getvalue() == "[1/1] p/kd trial 2/3: failed: boom (2.0 s)\n"

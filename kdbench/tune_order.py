@@ -1,0 +1,31 @@
+"""What `kdbench tune` is told, as a value that can be sent to workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdbench.errors import UserError
+from kdbench.setting import Setting
+from kdbench.storages import connect
+from kdbench.suite import load
+from kdbench.tuner import Listener, Tuner
+from kdbench.tuning import tune_of
+
+
+@dataclass(frozen=True)
+class Order:
+    """The command line of `tune`."""
+
+    setting: Setting
+    url: str
+    extra: int = 0  # trials beyond the suite's
+
+    def open(self, device: str, listener: Listener) -> Tuner:
+        """Raises UserError with all that is wrong with the suite, the options, the data, the models or the storage."""
+        tune_of(load(self.setting.suite))  # before the data are read
+        if self.extra and self.setting.only:
+            raise UserError("--trials extends every method alike: leave --only away")
+        opened = self.setting.open(device, listener.warn)
+        tuner = Tuner(opened, connect(self.url), self.url, self.extra, listener)
+        tuner.prepare()
+        return tuner
