@@ -20,9 +20,13 @@ class Damaged(Exception):
     """A checkpoint whose digest does not fit, or that does not hold a state."""
 
 
+def folder_of(runs: Path) -> Path:
+    return runs / "checkpoints"
+
+
 def path_of(runs: Path, key: str) -> Path:
     """Where the checkpoint of a job or a teacher lies while it is trained."""
-    return runs / "checkpoints" / f"{key}.pt"
+    return folder_of(runs) / f"{key}.pt"
 
 
 def save(path: Path, state: State) -> None:

@@ -182,8 +182,6 @@ class Crew:
         elif name == worker.STOP:
             raise UserError(str(arguments[0]))
         elif name == worker.SPENT:
-            if assignment:  # given to it before this was heard
-                self.waiting.insert(0, assignment)
             self._dismiss(hand)
         elif assignment is not None:
             hand.assignment = None
@@ -265,6 +263,9 @@ class Crew:
 
     # the end ---------------------------------------------------------------------------------------------------------
     def _dismiss(self, hand: Hand) -> None:
+        """Let a worker go; what was given to it before it was known that it goes waits again."""
+        if hand.assignment:
+            self.waiting.insert(0, hand.assignment)
         with contextlib.suppress(OSError):
             hand.connection.send(None)
         processes.leave(hand.process, patience=2)

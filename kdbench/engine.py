@@ -149,7 +149,7 @@ class Engine:
             names,
             classes=data.classes,
             examples=self.examples,
-            input_shape=(data.channels, data.size, data.size),
+            input_shape=data.shape,
         )
         logits_NC = self._over_training(role) if frozen and self.needs.probe else None
         return replace(found, logits_NC=logits_NC, answers=len(self.task.plan.answer))

@@ -55,7 +55,7 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
 
 def _time(model: nn.Module, bench: Workbench, batch: int) -> tuple[float, float]:
     """Seconds of (forward and backward, forward alone) for one batch; the better of two after a warm-up."""
-    x = torch.zeros(batch, bench.data.channels, bench.data.size, bench.data.size, device=bench.device)
+    x = torch.zeros(batch, *bench.data.shape, device=bench.device)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.zeros(batch, dtype=torch.int64, device=bench.device)
     model.to(memory_format=torch.channels_last).train()

@@ -52,6 +52,5 @@ class Sizes:
         """(parameters, MACs of one image). Raises UserError where the network cannot be built."""
         key = json.dumps([spec.model, spec.options, spec.input_size], sort_keys=True, default=str)
         if key not in self.counted:
-            shape = (self.data.channels, self.data.size, self.data.size)
-            self.counted[key] = flops.count(network(spec, self.data, self.folder), shape)
+            self.counted[key] = flops.count(network(spec, self.data, self.folder), self.data.shape)
         return self.counted[key]

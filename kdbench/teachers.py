@@ -113,9 +113,8 @@ def _make(
 ) -> tuple[nn.Module, tuple[Record, dict[str, Tensor]]]:
     """Train, read or fetch the model, score it, and keep it."""
     device = data.train.images.device
-    shape = (data.channels, data.size, data.size)
     model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
-    parameters, macs = flops.count(model, shape)
+    parameters, macs = flops.count(model, data.shape)
     seconds = 0.0
     if role.recipe is not None:
         model, seconds = _train(model, role, data, runs, watch, warn)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdbench import lease
+from kdbench.checkpoint import folder_of
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.job import Job, expand
@@ -151,7 +152,7 @@ def clean(jobs: Iterable[Job], stores: Sequence[Store], runs: Path) -> list[tupl
     leases = list((runs / "leases").glob("*"))
     live = {path.name for path in leases if lease.holder(path)}
     needed |= live
-    useless = [path for path in (runs / "checkpoints").glob("[!.]*.pt*") if path.name.partition(".")[0] not in needed]
+    useless = [path for path in folder_of(runs).glob("[!.]*.pt*") if path.name.partition(".")[0] not in needed]
     if not live:  # else a draft may be somebody's who is just writing
         useless += runs.rglob(".*.tmp")
     useless += [path for path in leases if not path.suffix and not lease.holder(path)]

@@ -125,7 +125,7 @@ class Workbench:
         """Scores and costs of the deployed answer; a final student's weights are kept; the checkpoint is let go."""
         peak = memory.peak_mb(self.device)
         teacher = frozen["teacher"]
-        parameters, macs = flops.count(trained.answer, self.shape)
+        parameters, macs = flops.count(trained.answer, self.data.shape)
         chosen = {name: split for name, split in self._splits.items() if name in splits}
         taught = {"val": teacher.val_NC, "test": teacher.test_NC}
         said = {
@@ -179,7 +179,7 @@ class Workbench:
         if len(trained.parts) == 1 or len(said) < len(self._splits):
             return [], []
         labels = {name: split.labels for name, split in self._splits.items()}
-        sizes = [flops.count(part, self.shape) for part in trained.parts]
+        sizes = [flops.count(part, self.data.shape) for part in trained.parts]
         steps = prefixes.prefixes(job.plan.answer, sizes, said, labels, taught, job.plan.combine)
         return steps, prefixes.exits([macs for _, macs in sizes], said, labels, job.plan.combine)
 
@@ -188,13 +188,8 @@ class Workbench:
         """What answers are evaluated on."""
         return {"val": self.data.val, "test": self.data.test}
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, H, W) of one image."""
-        return (self.data.channels, self.data.size, self.data.size)
-
     def _latency(self, model: nn.Module, batch: int) -> float:
-        x = torch.zeros(batch, *self.shape, device=self.device).contiguous(memory_format=torch.channels_last)
+        x = torch.zeros(batch, *self.data.shape, device=self.device).contiguous(memory_format=torch.channels_last)
         return evaluate.latency_ms(model, x)
 
 

@@ -382,7 +382,7 @@ def test_a_job_of_the_suite_records_every_prefix_and_keeps_the_whole_ladder(tmp_
     last = found.prefixes[-1]
     assert (last.parameters, last.macs) == (found.cost.parameters, found.cost.macs)
     assert last.scores == found.scores
-    rungs = [flops.count(bench.build(job, prefix.role), bench.shape) for prefix in found.prefixes]
+    rungs = [flops.count(bench.build(job, prefix.role), bench.data.shape) for prefix in found.prefixes]
     assert [prefix.macs for prefix in found.prefixes] == [sum(m for _, m in rungs[: k + 1]) for k in range(3)]
     assert Result.from_json(found.to_json()) == found
     kept = Sum([bench.build(job, prefix.role) for prefix in found.prefixes]).eval()

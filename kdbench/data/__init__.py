@@ -63,6 +63,11 @@ class DataSet:
     left_out: int = 0
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, H, W) of one image."""
+        return (self.channels, self.size, self.size)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What a result records of the data beside its content key."""
         return {"split": self.split} | ({"images_left_out": self.left_out} if self.left_out else {})
