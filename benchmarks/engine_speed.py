@@ -26,7 +26,7 @@ from kdbench.engine import Engine
 from kdbench.methods.kd import KD
 from kdbench.methods.none import NoTeacher
 from kdbench.recipe import autocast, precision_on
-from kdbench.spec import Augment, Recipe
+from kdbench.suite.fields import Augment, Recipe
 from kdbench.task import Task
 
 BATCH = 128

@@ -129,8 +129,8 @@ def startup() -> None:
 
 def expansion(rounds: int) -> None:
     """Loading, checking and expanding 50 pairs x 8 methods x 5 seeds."""
-    from kdbench.job import expand
-    from kdbench.suite import load
+    from kdbench.suite.job import expand
+    from kdbench.suite.load import load
 
     students = ("resnet8", "resnet20", "resnet32", "resnet44", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleNetV1")
     pairs = "".join(

@@ -19,8 +19,8 @@ from torch import Tensor
 from kdbench.cutmix import cut_and_mixed
 from kdbench.rand_augment import rand_augmented
 from kdbench.resized_crop import boxes, resampled
-from kdbench.spec import Augment, Recipe
 from kdbench.streams import derive, integers
+from kdbench.suite.fields import Augment, Recipe
 
 if TYPE_CHECKING:
     from kdbench.data import DataSet, Split

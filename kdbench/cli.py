@@ -130,7 +130,7 @@ def status(suite: SuitePath, results: Results = LEADERBOARD, runs: Runs = RUNS, 
     """What is running, what waits, what failed and why."""
     from kdbench import upkeep
     from kdbench.store import Store
-    from kdbench.suite import load
+    from kdbench.suite.load import load
 
     loaded = load(suite)
     rows, total = upkeep.status(loaded, Store(results, loaded.file.name, warn), runs)
@@ -183,7 +183,7 @@ def clean(
 @app.command()
 def check(suite: SuitePath) -> None:
     """Validate a suite file; imports no torch and needs no data."""
-    from kdbench.suite import load
+    from kdbench.suite.load import load
 
     loaded = load(suite)
     for note in loaded.notes:
@@ -217,7 +217,7 @@ def board(suite: SuitePath, results: Results = LEADERBOARD) -> None:
     """Render the board again from the stored results; needs no data."""
     from kdbench.publish import board_of, publish
     from kdbench.store import Store
-    from kdbench.suite import load
+    from kdbench.suite.load import load
 
     loaded = load(suite)
     for path in publish(board_of(loaded, Store(results, loaded.file.name, warn)), results):
@@ -227,7 +227,7 @@ def board(suite: SuitePath, results: Results = LEADERBOARD) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of suite files."""
-    from kdbench.schema import schema_text
+    from kdbench.suite.schema import schema_text
 
     typer.echo(schema_text(), nl=False)
 

@@ -33,7 +33,7 @@ def ladder(
         raise UserError("--fractions are above 0 and at most 1, --depths above 0")
     from kdbench import data
     from kdbench.ladder import propose, text
-    from kdbench.suite import load
+    from kdbench.suite.load import load
 
     loaded = load(suite)
     images = data.load(loaded.file.data, root_of(data_root), loaded.folder)

@@ -43,7 +43,7 @@ def show_results(suite: SuitePath, results: Results = LEADERBOARD, as_json: Json
     """Stored results of a suite; stale ones are marked."""
     from kdbench import listing
     from kdbench.store import Store
-    from kdbench.suite import load
+    from kdbench.suite.load import load
 
     loaded = load(suite)
     emit(listing.results(loaded, Store(results, loaded.file.name, warn)), as_json)

@@ -49,11 +49,11 @@ def tune(
     """
     from kdbench.errors import UserError
     from kdbench.setting import Setting, pick_devices
-    from kdbench.tuning import parse_extra
+    from kdbench.suite.cell import parse_extra
 
     extra = parse_extra(trials) if trials is not None else 0
     if not suite.is_file():
-        from kdbench.suite import load
+        from kdbench.suite.load import load
 
         load(suite)
     from kdbench import storages, studies

@@ -14,10 +14,10 @@ from multiprocessing.context import SpawnProcess
 
 from kdbench import processes, runner, worker
 from kdbench.errors import UserError
-from kdbench.job import Job
 from kdbench.runner import Listener, Summary
 from kdbench.setting import Setting
 from kdbench.store import Store
+from kdbench.suite.job import Job
 
 BACK_OFF = 2.0  # seconds before a job that another run holds is tried again
 DEATHS = 3  # of workers on one job without an epoch in between, until it counts as failed

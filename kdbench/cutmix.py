@@ -18,8 +18,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdbench.spec import CutMix
 from kdbench.streams import derive, integers, uniform
+from kdbench.suite.fields import CutMix
 
 GRID = 4096
 

@@ -15,15 +15,15 @@ from kdbench.augment import fetch
 from kdbench.data import DataSet, default_root
 from kdbench.engine import Engine
 from kdbench.errors import UserError, did_you_mean
-from kdbench.job import FrozenRole, Job, expand
 from kdbench.method import Refusal
 from kdbench.models import weights
 from kdbench.networks import network
-from kdbench.spec import Model
-from kdbench.suite import Suite, load
+from kdbench.suite.fields import Model
+from kdbench.suite.job import FrozenRole, Job, expand
+from kdbench.suite.load import Suite, load
+from kdbench.suite.winners import current, tuned_job
 from kdbench.task import State, Task
 from kdbench.teachers import Record, fingerprint
-from kdbench.winners import current, tuned_job
 from kdbench.workbench import Workbench
 
 TEACHER = "teacher"  # PAIR/teacher names the pair's teacher instead of a method's student

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdbench.job import Job
 from kdbench.provenance import device_name
 from kdbench.result import Result
-from kdbench.spec import Model, Recipe
 from kdbench.stored import exact
+from kdbench.suite.fields import Model, Recipe
+from kdbench.suite.job import Job
 from kdbench.workbench import Workbench
 
 

@@ -21,12 +21,12 @@ from kdbench.data import DataSet, default_root
 from kdbench.deployed import Deployed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.job import LOCAL, Job
 from kdbench.provenance import versions
 from kdbench.result import Result
-from kdbench.spec import Model
 from kdbench.store import Store
-from kdbench.suite import Suite, load
+from kdbench.suite.fields import Model
+from kdbench.suite.job import LOCAL, Job
+from kdbench.suite.load import Suite, load
 from kdbench.workbench import Workbench, on_device
 
 IMAGES = 64  # compared after the round trip

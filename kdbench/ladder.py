@@ -9,8 +9,8 @@ from typing import Any
 from kdbench.data import DataSet
 from kdbench.errors import UserError, did_you_mean
 from kdbench.networks import Sizes
-from kdbench.spec import Pair
-from kdbench.suite import Suite
+from kdbench.suite.fields import Pair
+from kdbench.suite.load import Suite
 
 WIDEST = 4096
 

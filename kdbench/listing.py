@@ -12,7 +12,7 @@ from typing import Any
 
 from kdbench import plugins
 from kdbench.method import Wrapper, knobs
-from kdbench.suite import Suite
+from kdbench.suite.load import Suite
 
 Rows = list[dict[str, Any]]
 

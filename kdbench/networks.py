@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdbench import flops, models
 from kdbench.data import DataSet
-from kdbench.spec import Model
+from kdbench.suite.fields import Model
 
 if TYPE_CHECKING:
     from torch import nn

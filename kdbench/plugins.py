@@ -23,7 +23,7 @@ from typing import Any
 
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Method, Wrapper
-from kdbench.yamlfile import near
+from kdbench.suite.yaml import near
 
 GROUP = "kdbench.methods"
 PACKAGE = Path(__file__).parent

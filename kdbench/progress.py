@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from kdbench.job import Job
     from kdbench.result import Result
+    from kdbench.suite.job import Job
     from kdbench.task import Progress
 
 PLAIN_SECONDS = 30.0  # between lines about epochs of a long job

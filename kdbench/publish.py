@@ -9,17 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench import render, tracks, winners
+from kdbench import render, tracks
 from kdbench.board import rank
 from kdbench.cells import plain, signed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.job import NEUTRAL, method_content, recipe_content
 from kdbench.result import Result
-from kdbench.spec import Recipe
 from kdbench.standing import Board, Heading
 from kdbench.store import Store
-from kdbench.suite import Suite
+from kdbench.suite import winners
+from kdbench.suite.fields import Recipe
+from kdbench.suite.job import NEUTRAL, method_content, recipe_content
+from kdbench.suite.load import Suite
 
 if TYPE_CHECKING:
     from rich.table import Table

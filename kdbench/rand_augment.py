@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import UserError
-from kdbench.spec import RandAugment
 from kdbench.streams import derive, integers
+from kdbench.suite.fields import RandAugment
 
 OPERATIONS = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast"),

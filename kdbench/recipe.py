@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import UserError
 from kdbench.lazy import torch
-from kdbench.spec import Optimizer, Schedule
+from kdbench.suite.fields import Optimizer, Schedule
 
 if TYPE_CHECKING:
     from torch import nn

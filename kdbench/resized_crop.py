@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdbench.spec import ResizedCrop
 from kdbench.streams import derive, integers
+from kdbench.suite.fields import ResizedCrop
 
 ATTEMPTS = 10
 GRID = 4096

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from kdbench.errors import UserError
-from kdbench.job import FrozenRole, Job
 from kdbench.joblog import Log, path_of
 from kdbench.lease import Lease
 from kdbench.result import Result
 from kdbench.store import Store
+from kdbench.suite.job import FrozenRole, Job
 from kdbench.task import Progress
 from kdbench.workbench import Workbench
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdbench.crew import Crew
-from kdbench.job import Job
 from kdbench.networks import Sizes
 from kdbench.progress import display
 from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run
 from kdbench.setting import Setting
-from kdbench.spec import rung_role
 from kdbench.store import Store
-from kdbench.suite import Suite
+from kdbench.suite.fields import rung_role
+from kdbench.suite.job import Job
+from kdbench.suite.load import Suite
 from kdbench.workbench import Workbench
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from kdbench.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from kdbench.job import Job
     from kdbench.store import Store
-    from kdbench.suite import Suite
+    from kdbench.suite.job import Job
+    from kdbench.suite.load import Suite
     from kdbench.workbench import Workbench
 
 
@@ -41,7 +41,7 @@ class Setting:
         """
         from kdbench.data import default_root
         from kdbench.store import Store
-        from kdbench.suite import load
+        from kdbench.suite.load import load
         from kdbench.workbench import Workbench
 
         suite = load(self.suite)
@@ -66,8 +66,8 @@ class Setting:
         seeds: Sequence[int] | None,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> list[Job]:
-        from kdbench.job import expand
-        from kdbench.winners import tuned_jobs
+        from kdbench.suite.job import expand
+        from kdbench.suite.winners import tuned_jobs
 
         if self.track == "tuned":
             return tuned_jobs(suite, self.root, fingerprint, epochs=self.epochs, seeds=seeds, warn=warn)

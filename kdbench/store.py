@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
-from kdbench.job import digest
 from kdbench.result import Result
+from kdbench.suite.job import digest
 
 FINAL = ("ok", "diverged", "pruned")  # a failed or skipped job is tried again by the next run
 

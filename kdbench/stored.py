@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdbench.batch import Batch, Out
 from kdbench.method import Method, changes
-from kdbench.spec import Augment, Recipe
+from kdbench.suite.fields import Augment, Recipe
 from kdbench.taps import Tapped
 
 

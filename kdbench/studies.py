@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from kdbench import winners
 from kdbench.errors import UserError
-from kdbench.spec import Tune
 from kdbench.storages import connect, file_of, reason, shown
 from kdbench.study import Study, seconds_of
-from kdbench.suite import Suite, load
-from kdbench.tuning import Cell, cell_of, rises, tune_of
-from kdbench.winners import Winner
+from kdbench.suite import winners
+from kdbench.suite.cell import Cell, cell_of, rises, tune_of
+from kdbench.suite.fields import Tune
+from kdbench.suite.load import Suite, load
+from kdbench.suite.winners import Winner
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

@@ -20,9 +20,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdbench.lease import STALE, Owner
-from kdbench.space import Space
 from kdbench.storages import HEARTBEAT
 from kdbench.streams import derive
+from kdbench.suite.search import Space
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

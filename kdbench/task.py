@@ -12,7 +12,7 @@ from kdbench.data import DataSet
 from kdbench.losses import wide
 from kdbench.method import Method, Plan
 from kdbench.prefixes import combined
-from kdbench.spec import Recipe
+from kdbench.suite.fields import Recipe
 
 
 class Diverged(Exception):

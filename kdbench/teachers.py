@@ -22,13 +22,13 @@ from kdbench.data import DataSet
 from kdbench.engine import Engine
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
-from kdbench.job import FrozenRole
 from kdbench.losses import cross_entropy
 from kdbench.method import Method, Plan, Stage
 from kdbench.models import weights
 from kdbench.networks import network
 from kdbench.recipe import precision_on
 from kdbench.streams import seeded
+from kdbench.suite.job import FrozenRole
 from kdbench.task import Progress, Task
 
 

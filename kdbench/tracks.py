@@ -11,17 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kdbench import winners
 from kdbench.board import rank
-from kdbench.job import Job, expand, matches
 from kdbench.result import Result
 from kdbench.runner import relabelled
 from kdbench.standing import Board, Tuned, Tuning, Worth
 from kdbench.statistics import interval, paired
 from kdbench.store import Store
-from kdbench.suite import Suite
-from kdbench.tuning import cell_of
-from kdbench.winners import Winner
+from kdbench.suite import winners
+from kdbench.suite.cell import cell_of
+from kdbench.suite.job import Job, expand, matches
+from kdbench.suite.load import Suite
+from kdbench.suite.winners import Winner
 
 Cell = tuple[str, str]  # pair, label
 

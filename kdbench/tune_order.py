@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from kdbench.errors import UserError
 from kdbench.setting import Setting
 from kdbench.storages import connect
-from kdbench.suite import load
+from kdbench.suite.cell import tune_of
+from kdbench.suite.load import load
 from kdbench.tuner import Listener, Tuner
-from kdbench.tuning import tune_of
 
 
 @dataclass(frozen=True)

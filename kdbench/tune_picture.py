@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kdbench.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, SETTINGS
-from kdbench.tuning import rises
-from kdbench.winners import Winner
+from kdbench.suite.cell import rises
+from kdbench.suite.winners import Winner
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

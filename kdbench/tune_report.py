@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from kdbench import winners
 from kdbench.cells import grid, prose
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.spec import Tune
 from kdbench.studies import chosen, complete, look, winner_of
 from kdbench.study import Study
-from kdbench.suite import Suite
+from kdbench.suite import winners
+from kdbench.suite.cell import Cell, rises, tune_of
+from kdbench.suite.fields import Tune
+from kdbench.suite.load import Suite
+from kdbench.suite.winners import Winner
 from kdbench.tune_picture import Point, curves, study_picture
-from kdbench.tuning import Cell, rises, tune_of
-from kdbench.winners import Winner
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

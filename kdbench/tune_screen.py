@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from kdbench.progress import PLAIN_SECONDS
 from kdbench.study import Outcome
+from kdbench.suite.cell import Cell
 from kdbench.task import Progress
 from kdbench.tuner import Listener, Tuner
-from kdbench.tuning import Cell
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,14 +6,14 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench import winners
 from kdbench.studies import row, table, title, winner_of
+from kdbench.suite import winners
+from kdbench.suite.cell import Cell
+from kdbench.suite.winners import Winner
 from kdbench.tune_order import Order
 from kdbench.tune_screen import Screen
 from kdbench.tune_workers import Workers
 from kdbench.tuner import Tuner
-from kdbench.tuning import Cell
-from kdbench.winners import Winner
 
 if TYPE_CHECKING:
     from rich.console import Console

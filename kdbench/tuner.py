@@ -19,7 +19,6 @@ import sqlalchemy
 
 from kdbench import checkpoint, runner
 from kdbench.errors import UserError
-from kdbench.job import Job, variant
 from kdbench.method import Refusal
 from kdbench.networks import Sizes
 from kdbench.result import Result
@@ -29,9 +28,10 @@ from kdbench.storages import shown
 from kdbench.store import Store
 from kdbench.studies import agreed, away, study_of
 from kdbench.study import Claim, Outcome, seconds_of
+from kdbench.suite.cell import Cell, cell_of, tune_of
+from kdbench.suite.job import Job, variant
+from kdbench.suite.search_rules import FOLLOWED
 from kdbench.task import Progress
-from kdbench.tunerules import FOLLOWED
-from kdbench.tuning import Cell, cell_of, tune_of
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -13,13 +13,13 @@ from kdbench import lease
 from kdbench.checkpoint import folder_of
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.job import Job, expand
 from kdbench.joblog import last_line, path_of
 from kdbench.publish import current
 from kdbench.result import Result
 from kdbench.runner import title
 from kdbench.store import FINAL, Store, read
-from kdbench.suite import Suite
+from kdbench.suite.job import Job, expand
+from kdbench.suite.load import Suite
 
 
 # status --------------------------------------------------------------------------------------------------------------

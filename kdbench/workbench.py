@@ -16,13 +16,13 @@ from kdbench import allocator, checkpoint, data, evaluate, flops, memory, prefix
 from kdbench.data import DataSet, Split
 from kdbench.engine import Engine
 from kdbench.files import write_atomically
-from kdbench.job import FrozenRole, Job
 from kdbench.method import Refusal
 from kdbench.networks import network
 from kdbench.provenance import provenance
 from kdbench.recipe import precision_on
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
+from kdbench.suite.job import FrozenRole, Job
 from kdbench.task import Diverged, Progress, Task, Trained
 from kdbench.teachers import Frozen
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
-from kdbench.spec import Reported
 from kdbench.standing import Heading, Tuning
+from kdbench.suite.fields import Reported
 
 TEACHER = Teacher("t" * 12, "ab" * 32, {"val/top1": 89.5, "test/top1": 90.0, "test/nll": 0.25, "test/ece": 0.03})
 MACHINE = {"device_name": "Test CPU, 2 threads", "precision": "fp32", "split": "0123", "versions": {"torch": "2.11"}}

@@ -13,8 +13,8 @@ from test_board import KD, NONE
 from kdbench.anytime import anytime
 from kdbench.board import rank
 from kdbench.result import Exit
-from kdbench.spec import Reported
 from kdbench.standing import Anytime
+from kdbench.suite.fields import Reported
 
 CLAIM = Reported(top1=98.0, macs_percent=63.0, prefixes={1: 72.0}, source="A paper, 2025")
 

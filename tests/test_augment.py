@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 from kdbench.augment import parameters, pixels
-from kdbench.spec import Augment
+from kdbench.suite.fields import Augment
 
 torch.set_num_threads(1)
 

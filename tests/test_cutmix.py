@@ -12,7 +12,7 @@ from kdbench.engine import Engine
 from kdbench.method import Refusal
 from kdbench.methods.dkd import DKD
 from kdbench.methods.kd import KD
-from kdbench.spec import CutMix, Recipe
+from kdbench.suite.fields import CutMix, Recipe
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ from kdbench import data
 from kdbench.data import DataSet, Raw, digits
 from kdbench.data.cut import cut, quotas, ranks
 from kdbench.errors import UserError
-from kdbench.spec import Data
+from kdbench.suite.fields import Data
 
 torch.set_num_threads(1)
 

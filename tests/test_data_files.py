@@ -15,7 +15,7 @@ from data_layouts import GREY, cifar_parts, dump, make_cifar, make_mnist, write_
 
 from kdbench import data
 from kdbench.errors import UserError
-from kdbench.spec import Data
+from kdbench.suite.fields import Data
 
 torch.set_num_threads(1)
 

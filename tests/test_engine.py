@@ -27,9 +27,9 @@ from kdbench.methods.mixup import Mixup
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.simkd import SimKD
-from kdbench.spec import Recipe
 from kdbench.stored import exact
 from kdbench.streams import derive, order
+from kdbench.suite.fields import Recipe
 from kdbench.task import Diverged, Sum
 
 

@@ -21,8 +21,8 @@ from kdbench import card, decompositions, deployed, export, formats, loading, mo
 from kdbench.card import Card, Network, Preprocessing
 from kdbench.models import weights
 from kdbench.models.timm_models import create
-from kdbench.spec import Model
-from kdbench.suite import load
+from kdbench.suite.fields import Model
+from kdbench.suite.load import load
 
 SUITE = """
 name: little
@@ -486,7 +486,7 @@ def test_a_model_that_cannot_be_traced_is_a_sentence() -> None:
 
 
 def test_the_tuned_student_is_another_job(trained: Path, tmp_path: Path) -> None:
-    from kdbench import winners
+    from kdbench.suite import winners
 
     text = SUITE.replace("seeds: [3, 4]", "seeds: [3, 4]\ntune: {trials: 2}")
     (tmp_path / "both.py").write_text(BOTH)

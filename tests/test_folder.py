@@ -27,7 +27,7 @@ from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.methods.kd import KD
 from kdbench.resized_crop import boxes
-from kdbench.spec import Augment, Data, Recipe, ResizedCrop
+from kdbench.suite.fields import Augment, Data, Recipe, ResizedCrop
 from kdbench.task import State
 
 torch.set_num_threads(1)
@@ -289,7 +289,7 @@ def test_a_program_that_ends_with_open_workers_ends_quietly(tree: Path, tmp_path
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, torch\nfrom pathlib import Path\nfrom kdbench import data\nfrom kdbench.augment import stream\n"
-        "from kdbench.spec import Data\n"
+        "from kdbench.suite.fields import Data\n"
         "options = {'path': 'tree', 'size': 8, 'workers': 2}\n"
         "found = data.load(Data(name='folder', options=options), Path(sys.argv[1]))\n"
         "list(stream(found.test, found, [torch.arange(8)]))\n"

@@ -12,10 +12,10 @@ from training import digits, task
 
 from kdbench import flops, models
 from kdbench.engine import Engine
-from kdbench.job import expand
 from kdbench.methods.fitnet import FitNet
 from kdbench.methods.kd import KD
-from kdbench.suite import load
+from kdbench.suite.job import expand
+from kdbench.suite.load import load
 from kdbench.taps import Tapped, available, profile
 from kdbench.workbench import Workbench
 

@@ -9,7 +9,7 @@ from test_cli import kdbench
 
 from kdbench import flops, models
 from kdbench.ladder import nearest, widened
-from kdbench.suite import load
+from kdbench.suite.load import load
 
 HEAD = "name: rungs\ndata: {name: digits}\nrecipe: {epochs: 1}\nmethods: {none: }\npairs:\n"
 PAIRS = {

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.losses import (
-    as_map,
-    cross_entropy,
-    full_precision,
-    map_shape,
-    mean_of,
-    pool_to_smaller,
-    soft_kl,
-    wide,
-)
+from kdbench.losses import as_map, cross_entropy, full_precision, map_shape, mean_of, pool_to_smaller, soft_kl, wide
 from kdbench.method import Refusal
 
 Z_S = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]], dtype=torch.float64)

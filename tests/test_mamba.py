@@ -23,7 +23,7 @@ from kdbench.models import mamba2
 from kdbench.models.mamba import Mamba
 from kdbench.models.rms_norm import RMSNorm
 from kdbench.recipe import parameter_groups
-from kdbench.spec import Optimizer
+from kdbench.suite.fields import Optimizer
 from kdbench.taps import Tapped
 
 needs_kernels = pytest.mark.skipif(bool(scan.kernels_problem()), reason=f"needs CUDA: {scan.kernels_problem()}")

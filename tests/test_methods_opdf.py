@@ -25,8 +25,8 @@ from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF, alignment_loss
 from kdbench.mpo_shapes import automatic, parse
 from kdbench.recipe import parameter_groups
-from kdbench.spec import Optimizer
-from kdbench.suite import load
+from kdbench.suite.fields import Optimizer
+from kdbench.suite.load import load
 
 # Same widths, another depth: so that shapes match.
 TEACHER = ("cnn", {"widths": [4, 8, 8], "depth": 2})

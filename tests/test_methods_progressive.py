@@ -15,7 +15,6 @@ from training import SPECS, assert_same, digits, network, recipe, snapshot, stat
 from kdbench import bdistil, evaluate, flops, models, scan_native
 from kdbench.batch import Out
 from kdbench.engine import Engine
-from kdbench.job import expand
 from kdbench.losses import cross_entropy, soft_kl
 from kdbench.method import Method, Plan, Refusal, Stage, clashes
 from kdbench.methods.active import Active
@@ -28,7 +27,8 @@ from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF
 from kdbench.methods.progressive import Progressive, added
 from kdbench.result import Result
-from kdbench.suite import load
+from kdbench.suite.job import expand
+from kdbench.suite.load import load
 from kdbench.task import Sum, Task
 from kdbench.workbench import Workbench, on_device
 

@@ -17,8 +17,8 @@ from test_board import KD, NONE, PAIR
 from kdbench import picture, picture_anytime
 from kdbench.board import rank
 from kdbench.result import Result
-from kdbench.spec import Reported
 from kdbench.standing import Board
+from kdbench.suite.fields import Reported
 
 CLAIMS = {
     ("p", "steps"): Reported(top1=75.0, macs_percent=63.0, prefixes={1: 58.0}),

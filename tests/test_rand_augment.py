@@ -11,8 +11,8 @@ from torchvision.transforms.autoaugment import _apply_op
 from kdbench.augment import pixels
 from kdbench.errors import UserError
 from kdbench.rand_augment import OPERATIONS, apply, rand_augmented
-from kdbench.spec import Augment
-from kdbench.spec import RandAugment as Spec
+from kdbench.suite.fields import Augment
+from kdbench.suite.fields import RandAugment as Spec
 
 torch.set_num_threads(1)
 

@@ -13,9 +13,9 @@ from test_board import BAD, DKD, KD, NONE, PAIR, settings
 from kdbench.board import rank
 from kdbench.cells import amount, plain, prose, seeds, signed
 from kdbench.render import Summary, index, markdown
-from kdbench.spec import Reported
 from kdbench.standing import Board, Heading, Tuned
 from kdbench.statistics import Interval
+from kdbench.suite.fields import Reported
 
 
 def tables(page: str) -> list[list[list[str]]]:

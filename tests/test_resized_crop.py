@@ -13,7 +13,7 @@ from torchvision.transforms import functional as V
 
 from kdbench.augment import pixels
 from kdbench.resized_crop import boxes, resampled
-from kdbench.spec import Augment, ResizedCrop
+from kdbench.suite.fields import Augment, ResizedCrop
 
 torch.set_num_threads(1)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from training import LITTLE, assert_same
 
-from kdbench.job import expand
 from kdbench.runner import Listener, failed, run
 from kdbench.store import Store
-from kdbench.suite import load
+from kdbench.suite.job import expand
+from kdbench.suite.load import load
 from kdbench.workbench import Workbench
 
 SUITE = LITTLE.replace("  kd:\n", "  kd:\n  fitnet:\n")

@@ -10,9 +10,9 @@ import pytest
 
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
-from kdbench.job import digest
 from kdbench.result import Cost, Result, Teacher
 from kdbench.store import Store, filename
+from kdbench.suite.job import digest
 
 
 def result(seed: int = 0, **changes: object) -> Result:

@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 
 from kdbench import study as module
 from kdbench.lease import Owner
-from kdbench.space import Entry, Space
 from kdbench.storages import connect, mend
 from kdbench.study import MOST_DRAWS, MOST_LOST, Outcome, Study, slots
+from kdbench.suite.search import Entry, Space
 
 SPACE = Space(
     (

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 from board_records import TEACHER, ladder, record
 
-from kdbench import listing, tracks, winners
+from kdbench import listing, tracks
 from kdbench.errors import UserError
-from kdbench.job import Job, digest, expand
 from kdbench.publish import board_of, current, current_tuned, publish, tables
 from kdbench.render import Summary
 from kdbench.result import Result
 from kdbench.standing import Board, Row, Tuned
 from kdbench.store import Store
-from kdbench.suite import Suite, load
-from kdbench.tuning import cell_of
-from kdbench.winners import Winner
+from kdbench.suite import winners
+from kdbench.suite.cell import cell_of
+from kdbench.suite.job import Job, digest, expand
+from kdbench.suite.load import Suite, load
+from kdbench.suite.winners import Winner
 
 SUITE = """
 name: little

@@ -12,8 +12,8 @@ from kdbench.errors import UserError
 from kdbench.storages import connect
 from kdbench.studies import look, study_of
 from kdbench.study import Outcome
-from kdbench.suite import load
-from kdbench.tuning import cell_of, tune_of
+from kdbench.suite.cell import cell_of, tune_of
+from kdbench.suite.load import load
 
 SUITE = """
 name: little

@@ -21,12 +21,12 @@ from kdbench import tune_session
 from kdbench.errors import UserError
 from kdbench.setting import Setting
 from kdbench.study import Outcome
-from kdbench.suite import load
+from kdbench.suite.cell import parse_extra
+from kdbench.suite.load import load
+from kdbench.suite.winners import current, read, tuned_jobs
 from kdbench.tune_order import Order
 from kdbench.tune_screen import Screen
 from kdbench.tuner import Listener, Tuner
-from kdbench.tuning import parse_extra
-from kdbench.winners import current, read, tuned_jobs
 
 SUITE = LITTLE.replace("batch_size: 32", "batch_size: 64") + "tune:\n  trials: 3\n"
 ODD = """

@@ -11,8 +11,8 @@ from kdbench import data, models
 from kdbench.data import DataSet
 from kdbench.engine import Engine
 from kdbench.method import Method
-from kdbench.spec import Data, Recipe
 from kdbench.streams import seeded
+from kdbench.suite.fields import Data, Recipe
 from kdbench.task import State, Task, Trained
 
 # A suite of four short jobs.

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench import plugins, spec
+from kdbench import plugins
 from kdbench.data.cut import cut
 from kdbench.data.files import Files
 from kdbench.data.raw import Raw
 from kdbench.errors import UserError, did_you_mean
 from kdbench.lazy import torch
+from kdbench.suite import fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ class DataSet:
         return {"split": self.split} | ({"images_left_out": self.left_out} if self.left_out else {})
 
 
-def load(data: spec.Data, root: Path, folder: Path = Path()) -> DataSet:
+def load(data: fields.Data, root: Path, folder: Path = Path()) -> DataSet:
     """Read a data set and cut it as the suite says.
 
     Args:
@@ -148,7 +149,7 @@ def _module(stem: str) -> Any:
     return importlib.import_module(f"kdbench.data.{stem}")
 
 
-def _read(data: spec.Data, root: Path, folder: Path) -> Any:
+def _read(data: fields.Data, root: Path, folder: Path) -> Any:
     arguments: tuple[Any, ...]
     read: Callable[..., Any]
     declared = plugins.declared("data")

@@ -9,12 +9,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kdbench.errors import UserError
-from kdbench.job import variant
-from kdbench.overrides import with_fields, with_knobs, with_student
-from kdbench.space import Entry, Space, ordered, space_of
-from kdbench.spec import Model, Recipe
-from kdbench.suite import load
-from kdbench.tuning import cell_of
+from kdbench.suite.cell import cell_of
+from kdbench.suite.fields import Model, Recipe
+from kdbench.suite.job import variant
+from kdbench.suite.load import load
+from kdbench.suite.overrides import with_fields, with_knobs, with_student
+from kdbench.suite.search import Entry, Space, ordered, space_of
 
 METHOD = """
 from dataclasses import dataclass

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from kdbench import plugins
 from kdbench.method import Method, Refusal, clashes
-from kdbench.schema import RESERVED, method_model
-from kdbench.wording import report
-from kdbench.yamlfile import Node, Problems, kind
+from kdbench.suite.schema import RESERVED, method_model
+from kdbench.suite.sentences import report
+from kdbench.suite.yaml import Node, Problems, kind
 
 
 def configure(root: Node, folder: Path, problems: Problems) -> tuple[dict[str, Method], dict[str, str]]:

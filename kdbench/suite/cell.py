@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdbench.errors import UserError
-from kdbench.job import digest, variant
-from kdbench.space import Space, space_of
-from kdbench.spec import Tune
 from kdbench.streams import derive
-from kdbench.suite import Suite
+from kdbench.suite.fields import Tune
+from kdbench.suite.job import digest, variant
+from kdbench.suite.load import Suite
+from kdbench.suite.search import Space, space_of
 
 RISING = ("val/top1", "val/top5", "images_per_second")  # more is better; of every other metric, less
 MOST_SLOTS = 10_000

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kdbench.job import Job, variant
 from kdbench.method import Method, Wrapper, knobs
-from kdbench.schema import method_model
-from kdbench.spec import RecipeOverride
-from kdbench.suite import Suite
-from kdbench.wording import annotation_at, bare
+from kdbench.suite.fields import RecipeOverride
+from kdbench.suite.job import Job, variant
+from kdbench.suite.load import Suite
+from kdbench.suite.schema import method_model
+from kdbench.suite.sentences import annotation_at, bare
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

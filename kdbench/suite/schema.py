@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from kdbench import plugins
 from kdbench.errors import did_you_mean
 from kdbench.method import Method, knobs
-from kdbench.spec import SuiteFile
+from kdbench.suite.fields import SuiteFile
 
 RESERVED = ("method", "over")  # what a method's map holds beside its knobs
 

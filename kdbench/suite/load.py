@@ -14,13 +14,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench import checks, plugins, spec, tunespace
-from kdbench.configure import configure
+from kdbench import plugins
 from kdbench.errors import UserError
 from kdbench.method import Method
-from kdbench.schema import schema, schema_text
-from kdbench.wording import report
-from kdbench.yamlfile import Node, Path_, Problems, near, read
+from kdbench.suite import checks, fields, search_checks
+from kdbench.suite.methods import configure
+from kdbench.suite.schema import schema, schema_text
+from kdbench.suite.sentences import report
+from kdbench.suite.yaml import Node, Path_, Problems, near, read
 
 __all__ = ["Suite", "load", "schema", "schema_text"]
 
@@ -29,7 +30,7 @@ __all__ = ["Suite", "load", "schema", "schema_text"]
 class Suite:
     """A suite file that has been read, with its methods built and its cells listed."""
 
-    file: spec.SuiteFile
+    file: fields.SuiteFile
     path: Path
     methods: dict[str, Method]
     method_names: dict[str, str]  # label -> registered name
@@ -66,7 +67,7 @@ def load(path: Path) -> Suite:
     checks.recipes(root, problems)
     checks.seeds(root, problems)
     checks.plans(root, methods, cells, problems)
-    tunespace.check(root, methods, problems)
+    search_checks.check(root, methods, problems)
     problems.stop_if_any()
     assert file is not None
     used = set(names.values())
@@ -74,11 +75,11 @@ def load(path: Path) -> Suite:
     return Suite(file, path, methods, names, cells, notes, root)
 
 
-def _validated(root: Node, problems: Problems) -> spec.SuiteFile | None:
+def _validated(root: Node, problems: Problems) -> fields.SuiteFile | None:
     try:
-        return spec.SuiteFile.model_validate(root.plain())
+        return fields.SuiteFile.model_validate(root.plain())
     except ValidationError as error:
-        report(error, spec.SuiteFile, root, problems)
+        report(error, fields.SuiteFile, root, problems)
         return None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.yamlfile import Node, Problems, dotted, read
+from kdbench.suite.yaml import Node, Problems, dotted, read
 
 
 def parse(folder: Path, text: str | bytes) -> tuple[Node, list[str]]:

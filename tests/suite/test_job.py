@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.job import digest, expand, matches, shortened
-from kdbench.spec import Recipe, Schedule
-from kdbench.suite import load
+from kdbench.suite.fields import Recipe, Schedule
+from kdbench.suite.job import digest, expand, matches, shortened
+from kdbench.suite.load import load
 
 SUITE = """
 name: demo

@@ -13,10 +13,10 @@ from typing import Any
 
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.job import Job, variant
 from kdbench.method import Method, Wrapper, knobs
-from kdbench.suite import Suite
-from kdbench.tuning import cell_of
+from kdbench.suite.cell import cell_of
+from kdbench.suite.job import Job, variant
+from kdbench.suite.load import Suite
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kdbench import tunerules
 from kdbench.errors import did_you_mean
 from kdbench.method import Method, Wrapper, knobs
 from kdbench.result import Cost
-from kdbench.schema import method_model
-from kdbench.spec import RecipeOverride
-from kdbench.wording import annotation_at, fields, is_model, report
-from kdbench.yamlfile import Node, Problems, kind
+from kdbench.suite import search_rules
+from kdbench.suite.fields import RecipeOverride
+from kdbench.suite.schema import method_model
+from kdbench.suite.sentences import annotation_at, fields, is_model, report
+from kdbench.suite.yaml import Node, Problems, kind
 
 VALIDATION = tuple(f"val/{metric}" for metric in ("top1", "top5", "nll", "ece", "brier"))
 COSTS = tuple(name for name in Cost.__dataclass_fields__ if name not in ("trials", "epochs"))
@@ -40,7 +40,7 @@ def check(root: Node, methods: dict[str, Method], problems: Problems) -> None:
         targets = _Targets(methods, problems.touch(("methods",)))
         for key, node in space.value.items():
             _Entry(root, key, node, targets, problems).check(space.value)
-    tunerules.check(tune, methods, problems)
+    search_rules.check(tune, methods, problems)
 
 
 def _metrics(tune: Node, problems: Problems) -> None:

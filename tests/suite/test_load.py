@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import checks
 from kdbench.errors import UserError
-from kdbench.suite import Suite, load
+from kdbench.suite import checks
+from kdbench.suite.load import Suite, load
 
 METHODS = """
 from __future__ import annotations
@@ -730,7 +730,7 @@ def test_checking_is_quick_and_imports_no_torch(folder: Path) -> None:
     suite = load(Path("big.yaml"))
     assert (len(suite.cells), time.process_time() - start < 1.0) == (2000, True)
     code = (
-        "import sys; from pathlib import Path; from kdbench.suite import load;"
+        "import sys; from pathlib import Path; from kdbench.suite.load import load;"
         "print(len(load(Path('big.yaml')).cells), {'torch', 'timm', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

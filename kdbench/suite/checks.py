@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from kdbench import plugins
 from kdbench.errors import did_you_mean
 from kdbench.method import Method, Plan, Refusal
-from kdbench.spec import Augment, Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched, rung_role
-from kdbench.tunespace import student_models
-from kdbench.wording import report
-from kdbench.yamlfile import Node, Problems, near
+from kdbench.suite.fields import Augment, Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched, rung_role
+from kdbench.suite.search_checks import student_models
+from kdbench.suite.sentences import report
+from kdbench.suite.yaml import Node, Problems, near
 
 _PAIR_FIELDS = tuple(name for name in Pair.model_fields if name not in ("teacher", "student"))
 _GLOB = frozenset("*?[")

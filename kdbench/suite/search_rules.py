@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdbench.method import Method, Wrapper, knobs
-from kdbench.schema import method_model
-from kdbench.spec import RecipeOverride
-from kdbench.wording import annotation_at, bare
-from kdbench.yamlfile import Node, Problems
+from kdbench.suite.fields import RecipeOverride
+from kdbench.suite.schema import method_model
+from kdbench.suite.sentences import annotation_at, bare
+from kdbench.suite.yaml import Node, Problems
 
 FOLLOWED = ("val/top1", "val/nll")  # measured while a training runs
 

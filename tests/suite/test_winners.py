@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.winners import Winner, expected_best, pareto_front, path_of, read, write
+from kdbench.suite.winners import Winner, expected_best, pareto_front, path_of, read, write
 
 
 def winner(**changes) -> Winner:

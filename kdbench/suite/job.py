@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.method import Method, Plan, Wrapper, knobs
-from kdbench.overrides import with_fields, with_knobs, with_student
 from kdbench.plugins import class_sha, source_sha
 from kdbench.result import Result, Status
-from kdbench.spec import Data, Model, Recipe, RecipeOverride, patched
-from kdbench.suite import Suite
+from kdbench.suite.fields import Data, Model, Recipe, RecipeOverride, patched
+from kdbench.suite.load import Suite
+from kdbench.suite.overrides import with_fields, with_knobs, with_student
 
 PROTOCOL = 1  # raise it when the engine's meaning changes: old results then count as stale
 NEUTRAL = {"compile", "validate_every"}  # fields of a recipe that do not change what is learned

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from kdbench.spec import Model, Pair, Recipe, RecipeOverride, Reported, SuiteFile, optional, patched
+from kdbench.suite.fields import Model, Pair, Recipe, RecipeOverride, Reported, SuiteFile, optional, patched
 
 RECIPE = Recipe.model_validate(
     {"epochs": 10, "optimizer": {"lr": 0.1}, "schedule": {"name": "multistep", "milestones": [4, 8], "gamma": 0.2}}
