@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from kdbench import memory, models
-from kdbench.augment import pixels
 from kdbench.data import DataSet, Split
+from kdbench.data.augment import pixels
 from kdbench.engine import Engine
 from kdbench.methods.kd import KD
 from kdbench.methods.none import NoTeacher

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import data, plugins
-from kdbench.augment import fetch
 from kdbench.data import DataSet, default_root
+from kdbench.data.augment import fetch
 from kdbench.engine import Engine
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Refusal

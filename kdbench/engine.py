@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import evaluate
-from kdbench.augment import mixed, stream
 from kdbench.batch import Batch, Probe, Profile
+from kdbench.data.augment import mixed, stream
 from kdbench.method import Refusal, Stage
 from kdbench.prefixes import combined
 from kdbench.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate

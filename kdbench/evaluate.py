@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.augment import stream
 from kdbench.data import DataSet, Split
+from kdbench.data.augment import stream
 from kdbench.recipe import autocast
 
 ECE_BINS = 15

@@ -13,8 +13,8 @@ from torch import nn
 from training import assert_same, digits, network, recipe, snapshot, states, task, train
 
 from kdbench import evaluate
-from kdbench.augment import pixels
 from kdbench.batch import Batch, Probe, Review
+from kdbench.data.augment import pixels
 from kdbench.engine import Engine
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
 from kdbench.methods.active import Active

@@ -274,13 +274,13 @@ class Files:
         return os.fsdecode(bytes(self.pool.reader.names_N[self.rows_N[index]]))
 
     def sizes(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """See `kdbench.augment.Source`."""
+        """See `kdbench.data.augment.Source`."""
         rows_B = self.rows_N[index_B.numpy()]
         height_B, width_B = (of[rows_B].astype(np.int64) for of in (self.pool.heights_N, self.pool.widths_N))
         return torch.from_numpy(height_B), torch.from_numpy(width_B)
 
     def read(self, requests: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
-        """See `kdbench.augment.Source`."""
+        """See `kdbench.data.augment.Source`."""
         pieces = (
             (self.rows_N[index_B.numpy()], None if box_B4 is None else box_B4.numpy()) for index_B, box_B4 in requests
         )

@@ -8,9 +8,9 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandAugment
 from torchvision.transforms.autoaugment import _apply_op
 
-from kdbench.augment import pixels
+from kdbench.data.augment import pixels
+from kdbench.data.rand_augment import OPERATIONS, apply, rand_augmented
 from kdbench.errors import UserError
-from kdbench.rand_augment import OPERATIONS, apply, rand_augmented
 from kdbench.suite.fields import Augment
 from kdbench.suite.fields import RandAugment as Spec
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from kdbench.cutmix import cut_and_mixed
-from kdbench.rand_augment import rand_augmented
-from kdbench.resized_crop import boxes, resampled
+from kdbench.data.cutmix import cut_and_mixed
+from kdbench.data.rand_augment import rand_augmented
+from kdbench.data.resized_crop import boxes, resampled
 from kdbench.streams import derive, integers
 from kdbench.suite.fields import Augment, Recipe
 
@@ -36,7 +36,7 @@ class Source(Protocol):
     def read(self, requests: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
         """For each request its images (B, channels, H, H), in order, read ahead of whoever iterates.
 
-        A request is (indices (B,), boxes (B, 4) of `kdbench.resized_crop`); without boxes the view for evaluation.
+        A request is (indices (B,), boxes (B, 4) of `kdbench.data.resized_crop`); without boxes the view for evaluation.
         """
         ...
 

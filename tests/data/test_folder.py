@@ -19,14 +19,14 @@ from torchvision.transforms import functional as V
 from training import assert_same, snapshot, states, task
 
 from kdbench import data, evaluate
-from kdbench.augment import fetch, stream
 from kdbench.data import DataSet, files, folder, folder_index
+from kdbench.data.augment import fetch, stream
 from kdbench.data.files import Files
+from kdbench.data.resized_crop import boxes
 from kdbench.engine import Engine
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.methods.kd import KD
-from kdbench.resized_crop import boxes
 from kdbench.suite.fields import Augment, Data, Recipe, ResizedCrop
 from kdbench.task import State
 
@@ -288,7 +288,7 @@ def test_streams_read_ahead_and_keep_their_workers(tree: Path) -> None:
 def test_a_program_that_ends_with_open_workers_ends_quietly(tree: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom kdbench import data\nfrom kdbench.augment import stream\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom kdbench import data\nfrom kdbench.data.augment import stream\n"
         "from kdbench.suite.fields import Data\n"
         "options = {'path': 'tree', 'size': 8, 'workers': 2}\n"
         "found = data.load(Data(name='folder', options=options), Path(sys.argv[1]))\n"

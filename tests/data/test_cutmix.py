@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 from training import digits, recipe, task
 
-from kdbench.augment import mixed
-from kdbench.cutmix import cut_and_mixed, windows
+from kdbench.data.augment import mixed
+from kdbench.data.cutmix import cut_and_mixed, windows
 from kdbench.engine import Engine
 from kdbench.method import Refusal
 from kdbench.methods.dkd import DKD

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from kdbench.augment import parameters, pixels
+from kdbench.data.augment import parameters, pixels
 from kdbench.suite.fields import Augment
 
 torch.set_num_threads(1)

@@ -11,8 +11,8 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as V
 
-from kdbench.augment import pixels
-from kdbench.resized_crop import boxes, resampled
+from kdbench.data.augment import pixels
+from kdbench.data.resized_crop import boxes, resampled
 from kdbench.suite.fields import Augment, ResizedCrop
 
 torch.set_num_threads(1)
