@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench import allocator, memory, models, scan
+from kdbench import allocator, memory, models
+from kdbench.models.mamba import scan
 
 CPU = torch.device("cpu")
 HOW = ("returned", "kept")  # what becomes of freed pages

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
-from kdbench.scan import backend_in_use
+from kdbench.models.mamba.scan import backend_in_use
 from kdbench.task import State
 
 

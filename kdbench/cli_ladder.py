@@ -32,7 +32,7 @@ def ladder(
     if not all(0 < share <= 1 for share in shares) or not all(depth > 0 for depth in deep):
         raise UserError("--fractions are above 0 and at most 1, --depths above 0")
     from kdbench import data
-    from kdbench.ladder import propose, text
+    from kdbench.models.ladder import propose, text
     from kdbench.suite.load import load
 
     loaded = load(suite)

@@ -17,7 +17,7 @@ from kdbench.engine import Engine
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Refusal
 from kdbench.models import weights
-from kdbench.networks import network
+from kdbench.models.make import network
 from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole, Job, expand
 from kdbench.suite.load import Suite, load

@@ -21,9 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdbench import decompositions
 from kdbench.errors import UserError
-from kdbench.models import reason
+from kdbench.models import operators, reason
 
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # to write one, and to run it
@@ -90,7 +89,7 @@ def graph(model: FromPixels, pixels: Tensor) -> torch.export.ExportedProgram:
     try:
         with _quiet():
             program = torch.export.export(on_cpu(model), (pixels,), dynamic_shapes=shapes)
-            program = program.run_decompositions(decompositions.table())
+            program = program.run_decompositions(operators.table())
     except Exception as error:
         raise UserError(
             f"torch.export cannot trace this {type(model.model).__name__} ({reason(error)[:200]}); its weights can be "

@@ -46,10 +46,9 @@ def models(pattern: str | None = None) -> Rows:
     """kdbench's own models, and timm's that match the glob, with parameters and MACs at 32x32 and 10 classes."""
     import torch
 
-    from kdbench import flops
-    from kdbench.models import build, own_names
-    from kdbench.models.names import timm_names
-    from kdbench.taps import available
+    from kdbench.models import build, own_names, size
+    from kdbench.models.taps import available
+    from kdbench.models.timm_names import timm_names
 
     names = [*own_names()]
     if pattern is not None:
@@ -59,7 +58,7 @@ def models(pattern: str | None = None) -> Rows:
         try:
             with torch.device("meta"):
                 model = build(name, {}, classes=10, channels=3, size=32)
-            parameters, macs = flops.count(model, (3, 32, 32))
+            parameters, macs = size.count(model, (3, 32, 32))
             taps = ", ".join(available(model))
             rows.append({"model": name, "parameters": parameters, "MACs": macs, "taps": taps})
         except Exception as error:
@@ -102,7 +101,7 @@ def doctor(root: Path) -> Rows:
 def _parts(root: Path) -> Iterator[tuple[str, str]]:
     import torch
 
-    from kdbench import scan
+    from kdbench.models.mamba import scan
     from kdbench.provenance import device_name, git_state, versions
 
     yield from versions().items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdbench.crew import Crew
-from kdbench.networks import Sizes
+from kdbench.models.make import Sizes
 from kdbench.progress import display
 from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdbench.batch import Batch, Out
 from kdbench.method import Method, changes
+from kdbench.models.taps import Tapped
 from kdbench.suite.fields import Augment, Recipe
-from kdbench.taps import Tapped
 
 
 def exact(method: Method, recipe: Recipe) -> bool:

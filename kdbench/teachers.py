@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from kdbench import checkpoint, evaluate, flops, lease
+from kdbench import checkpoint, evaluate, lease
 from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
 from kdbench.engine import Engine
@@ -24,8 +24,8 @@ from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.losses import cross_entropy
 from kdbench.method import Method, Plan, Stage
-from kdbench.models import weights
-from kdbench.networks import network
+from kdbench.models import size, weights
+from kdbench.models.make import network
 from kdbench.recipe import precision_on
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole
@@ -114,7 +114,7 @@ def _make(
     """Train, read or fetch the model, score it, and keep it."""
     device = data.train.images.device
     model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
-    parameters, macs = flops.count(model, data.shape)
+    parameters, macs = size.count(model, data.shape)
     seconds = 0.0
     if role.recipe is not None:
         model, seconds = _train(model, role, data, runs, watch, warn)

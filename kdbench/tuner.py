@@ -20,7 +20,7 @@ import sqlalchemy
 from kdbench import checkpoint, runner
 from kdbench.errors import UserError
 from kdbench.method import Refusal
-from kdbench.networks import Sizes
+from kdbench.models.make import Sizes
 from kdbench.result import Result
 from kdbench.session import try_models
 from kdbench.setting import Opened

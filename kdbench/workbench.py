@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from kdbench import allocator, checkpoint, data, evaluate, flops, memory, prefixes, scan, teachers
+from kdbench import allocator, checkpoint, data, evaluate, memory, prefixes, teachers
 from kdbench.data import DataSet, Split
 from kdbench.engine import Engine
 from kdbench.files import write_atomically
 from kdbench.method import Refusal
-from kdbench.networks import network
+from kdbench.models import size
+from kdbench.models.make import network
+from kdbench.models.mamba import scan
 from kdbench.provenance import provenance
 from kdbench.recipe import precision_on
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
@@ -125,7 +127,7 @@ class Workbench:
         """Scores and costs of the deployed answer; a final student's weights are kept; the checkpoint is let go."""
         peak = memory.peak_mb(self.device)
         teacher = frozen["teacher"]
-        parameters, macs = flops.count(trained.answer, self.data.shape)
+        parameters, macs = size.count(trained.answer, self.data.shape)
         chosen = {name: split for name, split in self._splits.items() if name in splits}
         taught = {"val": teacher.val_NC, "test": teacher.test_NC}
         said = {
@@ -179,7 +181,7 @@ class Workbench:
         if len(trained.parts) == 1 or len(said) < len(self._splits):
             return [], []
         labels = {name: split.labels for name, split in self._splits.items()}
-        sizes = [flops.count(part, self.data.shape) for part in trained.parts]
+        sizes = [size.count(part, self.data.shape) for part in trained.parts]
         steps = prefixes.prefixes(job.plan.answer, sizes, said, labels, taught, job.plan.combine)
         return steps, prefixes.exits([macs for _, macs in sizes], said, labels, job.plan.combine)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench import checkpoint, models, scan
+from kdbench import checkpoint, models
 from kdbench.errors import UserError
+from kdbench.models.mamba import scan
 from kdbench.task import State
 
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import kdbench
 
-from kdbench import card, decompositions, deployed, export, formats, loading, models
+from kdbench import card, deployed, export, formats, loading, models
 from kdbench.card import Card, Network, Preprocessing
-from kdbench.models import weights
+from kdbench.models import operators, weights
 from kdbench.models.timm_models import create
 from kdbench.suite.fields import Model
 from kdbench.suite.load import load
@@ -266,10 +266,10 @@ def test_an_exported_student_can_teach(trained: Path, tmp_path: Path) -> None:
 
 def test_every_operator_of_kdbench_can_be_taken_apart() -> None:
     x, weight = torch.randn(3, 5, 8), torch.rand(8)
-    (norm,) = (plain for op, plain in decompositions.table().items() if "rms_norm" in str(op))
+    (norm,) = (plain for op, plain in operators.table().items() if "rms_norm" in str(op))
     for one, other in zip(norm(x, weight, 1e-5), torch.ops.kdbench.rms_norm(x, weight, 1e-5), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
-    assert {str(op) for op in decompositions.table()} >= {"kdbench.rms_norm.default", "kdbench.selective_scan.default"}
+    assert {str(op) for op in operators.table()} >= {"kdbench.rms_norm.default", "kdbench.selective_scan.default"}
 
 
 def test_a_network_that_resizes_its_images_is_told_so(monkeypatch) -> None:

@@ -12,7 +12,7 @@ from small_nets import Problem, batch
 from torch import nn
 from training import SPECS, assert_same, digits, network, recipe, snapshot, states
 
-from kdbench import bdistil, evaluate, flops, models, scan_native
+from kdbench import bdistil, evaluate, models
 from kdbench.batch import Out
 from kdbench.engine import Engine
 from kdbench.losses import cross_entropy, soft_kl
@@ -26,6 +26,8 @@ from kdbench.methods.mixup import Mixup
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF
 from kdbench.methods.progressive import Progressive, added
+from kdbench.models import size as flops
+from kdbench.models.mamba import scan_native
 from kdbench.result import Result
 from kdbench.suite.job import expand
 from kdbench.suite.load import load

@@ -3,7 +3,7 @@
 Each file here that declares `NAMES` builds some models: `build(name, *, classes, channels, size, **options)`. A suite
 may also name a function of its own: `./net.py:build`, called as `build(classes=, channels=, size=, **options)`.
 
-Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.taps.Tap`, in the
+Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.models.taps.Tap`, in the
 order of the forward pass (`block1`, ..., `blockN`, `pooled`), and `kd_classifier`, the path of the final classifier.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench import plugins
 from kdbench.errors import UserError, did_you_mean
-from kdbench.models.names import own_names, timm_names
+from kdbench.models.timm_names import own_names, timm_names
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = (
     "resnet8",

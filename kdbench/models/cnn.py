@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("cnn",)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 # How the names of what comes before the first stage begin, in timm's families.
 _STEMS = (
@@ -102,7 +102,9 @@ def _declared(taps: Any, name: str) -> dict[str, Tap]:
         if isinstance(value, str):
             value = Tap(value)
         if not isinstance(value, Tap):
-            raise UserError(f"model '{name}': kd_taps['{tap}'] must be the path of a submodule, or a kdbench.taps.Tap")
+            raise UserError(
+                f"model '{name}': kd_taps['{tap}'] must be the path of a submodule, or a kdbench.models.taps.Tap"
+            )
         found[str(tap)] = value
     return found
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from kdbench.models.cnn import check_widths
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("mlp",)
 

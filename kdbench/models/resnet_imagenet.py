@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("ResNet18", "ResNet34", "ResNet50")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("ShuffleNetV1",)
 

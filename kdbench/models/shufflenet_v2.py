@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.models.shufflenet_v1 import shuffle
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("ShuffleNetV2",)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19")
 

@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from kdbench.taps import Tap
+from kdbench.models.taps import Tap
 
 NAMES = ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2")
 

@@ -151,7 +151,7 @@ def _optimizers(root: Node) -> Iterator[tuple[tuple[str, ...], Node]]:
 
 @cache
 def _timm_names() -> frozenset[str]:
-    from kdbench.models.names import timm_names
+    from kdbench.models.timm_names import timm_names
 
     return frozenset(timm_names())
 

@@ -14,11 +14,11 @@ from data_layouts import make_cifar, make_folder
 
 from kdbench import models
 from kdbench.batch import Batch, Out
+from kdbench.models.taps import Tapped, profile, resolve
 from kdbench.runner import run
 from kdbench.store import Store
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite, load
-from kdbench.taps import Tapped, profile, resolve
 from kdbench.workbench import Workbench
 
 FOLDER = Path(__file__).parent.parent / "suites"

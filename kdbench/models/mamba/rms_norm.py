@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench import decompositions, flops
+from kdbench.models import operators
+from kdbench.models import size as flops
 
 
 class RMSNorm(nn.Module):
@@ -85,4 +86,4 @@ def plain(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 flops.register(torch.ops.kdbench.rms_norm, macs)
-decompositions.register(torch.ops.kdbench.rms_norm.default, plain)
+operators.register(torch.ops.kdbench.rms_norm.default, plain)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench import flops, models
+from kdbench import models
 from kdbench.data import DataSet
+from kdbench.models import size
 from kdbench.suite.fields import Model
 
 if TYPE_CHECKING:
@@ -52,5 +53,5 @@ class Sizes:
         """(parameters, MACs of one image). Raises UserError where the network cannot be built."""
         key = json.dumps([spec.model, spec.options, spec.input_size], sort_keys=True, default=str)
         if key not in self.counted:
-            self.counted[key] = flops.count(network(spec, self.data, self.folder), self.data.shape)
+            self.counted[key] = size.count(network(spec, self.data, self.folder), self.data.shape)
         return self.counted[key]

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdbench.data import DataSet
 from kdbench.errors import UserError, did_you_mean
-from kdbench.networks import Sizes
+from kdbench.models.make import Sizes
 from kdbench.suite.fields import Pair
 from kdbench.suite.load import Suite
 

@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import flops, models, scan
+from kdbench import models
 from kdbench.errors import UserError
-from kdbench.models import mamba2
-from kdbench.models.mamba import Mamba
-from kdbench.models.rms_norm import RMSNorm
+from kdbench.models import size as flops
+from kdbench.models.mamba import block2, scan
+from kdbench.models.mamba.network import Mamba
+from kdbench.models.mamba.rms_norm import RMSNorm
+from kdbench.models.taps import Tapped
 from kdbench.recipe import parameter_groups
 from kdbench.suite.fields import Optimizer
-from kdbench.taps import Tapped
 
 needs_kernels = pytest.mark.skipif(bool(scan.kernels_problem()), reason=f"needs CUDA: {scan.kernels_problem()}")
 MNIST = {"classes": 10, "channels": 1, "size": 28}
@@ -331,7 +332,7 @@ def test_mamba2_is_counted_on_the_meta_device_and_refused_on_a_cpu(mamba_ssm, mo
     inner, states, heads = 64, 8, 4
     block = 32 * (2 * inner + 2 * states + heads) + 4 * (inner + 2 * states) + 4.5 * inner * states + 2 * inner
     assert flops.count(model, (1, 28, 28))[1] == 2 * 49 * (block + inner * 32 + 2.5 * 32) + 49 * 16 * 32 + 320
-    assert isinstance(model.blocks[0].mixer, mamba2.Mamba2)
+    assert isinstance(model.blocks[0].mixer, block2.Mamba2)
     assert all(p._no_weight_decay for n, p in copy.deepcopy(model).named_parameters() if n.endswith(("A_log", ".D")))
 
 

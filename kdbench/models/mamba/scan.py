@@ -31,9 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench import decompositions, flops, scan_native, scan_torch
 from kdbench.errors import UserError, did_you_mean
-from kdbench.scan_inputs import Inputs
+from kdbench.models import operators, size
+from kdbench.models.mamba import scan_native, scan_torch
+from kdbench.models.mamba.scan_inputs import Inputs
 
 BACKENDS = ("auto", "torch", "native", "mamba_ssm")
 _CPU = {"torch": scan_torch, "native": scan_native}
@@ -255,5 +256,5 @@ def _plain(*arguments: Any) -> Tensor:
     return scan_torch.parallel(Inputs(*arguments[:-1]))  # without the backend
 
 
-flops.register(torch.ops.kdbench.selective_scan, macs)
-decompositions.register(torch.ops.kdbench.selective_scan.default, _plain)
+size.register(torch.ops.kdbench.selective_scan, macs)
+operators.register(torch.ops.kdbench.selective_scan.default, _plain)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.scan_inputs import Inputs
+from kdbench.models.mamba.scan_inputs import Inputs
 
 STATES_AT_ONCE = 1 << 16  # of the sequences together; fewer: calling PyTorch costs more than computing
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench import flops, scan, scan_native, scan_torch
 from kdbench.errors import UserError
-from kdbench.scan_inputs import Inputs
+from kdbench.models import size
+from kdbench.models.mamba import scan, scan_native, scan_torch
+from kdbench.models.mamba.scan_inputs import Inputs
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no compiler")
@@ -212,7 +213,7 @@ def test_multiply_accumulates_are_counted_on_the_meta_device(states: int) -> Non
             A = x.new_zeros(channels, states)
             return scan.selective_scan(x[:, 0], x[:, 0], A, B, B, one, x[:, 0], one)
 
-    assert flops.count(Scan(), (1, 6, 10)) == (0, 6 * 10 * (9 * states + 4) // 2)
+    assert size.count(Scan(), (1, 6, 10)) == (0, 6 * 10 * (9 * states + 4) // 2)
 
 
 # Which backend

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdbench import flops, models
+from kdbench import models
 from kdbench.errors import UserError
-from kdbench.models.names import known, own_names, timm_names
-from kdbench.taps import Tap, profile
+from kdbench.models import size as flops
+from kdbench.models.taps import Tap, profile
+from kdbench.models.timm_names import known, own_names, timm_names
 
 CIFAR = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 

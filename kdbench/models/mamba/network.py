@@ -5,7 +5,7 @@ variant is that of L. Zhu et al.: Vision Mamba, ICML 2024, algorithm 1. The bloc
 initial values of `mamba_ssm.Mamba` (2.3), whose weights load strictly, and the other way round; out_proj is scaled by
 1 / sqrt(depth) as in mamba_ssm's own model. The scan itself is in kdbench/scan.py.
 
-Multiply-accumulates (`kdbench.flops.count`): with width D, inner width E = expand * D, rank R of delta, N states, K
+Multiply-accumulates (`kdbench.models.size.count`): with width D, inner width E = expand * D, rank R of delta, N states, K
 taps of the convolution and L tokens, a block needs L (2 D E + K E + E (R + 2 N) + R E + 4.5 E N + 2 E + E D + 2.5 D).
 Patches and classifier come on top. The scan's 4.5 E N is the literature's "9 L E N FLOPs".
 """
@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import scan
-from kdbench.models import mamba2
-from kdbench.models.rms_norm import RMSNorm
-from kdbench.taps import Tap
+from kdbench.models.mamba import block2, scan
+from kdbench.models.mamba.rms_norm import RMSNorm
+from kdbench.models.taps import Tap
 
 NAMES = ("mamba",)
 BLOCKS = ("mamba", "mamba2")
@@ -31,7 +30,7 @@ BLOCKS = ("mamba", "mamba2")
 class Mamba(nn.Module):
     """The Mamba-1 block: (B, L, d_model) -> (B, L, d_model).
 
-    `scan_backend` is one of `kdbench.scan.BACKENDS`. With `bidirectional` a second convolution, scan and delta with
+    `scan_backend` is one of `kdbench.models.mamba.scan.BACKENDS`. With `bidirectional` a second convolution, scan and delta with
     parameters of their own (`conv1d_b`, `A_b_log`, ...) read the sequence from its end; both are summed.
 
     Shapes: E channels inside the block, N states, R the rank of delta.
@@ -185,7 +184,7 @@ def build(
 
     Args:
         block: `mamba`, or `mamba2` (T. Dao, A. Gu 2024; mamba_ssm's own, CUDA only) with heads of `headdim` channels.
-        backend: of the scan, one of `kdbench.scan.BACKENDS`.
+        backend: of the scan, one of `kdbench.models.mamba.scan.BACKENDS`.
 
     Raises:
         ValueError: values that make no network.
@@ -207,7 +206,7 @@ def build(
     if block == "mamba2":
         if bidirectional:
             raise ValueError("option 'bidirectional' is for block 'mamba' only")
-        mixers = [mamba2.build(dim, d_state, d_conv, expand, headdim, backend) for _ in range(depth)]
+        mixers = [block2.build(dim, d_state, d_conv, expand, headdim, backend) for _ in range(depth)]
     else:
         scan.check(backend)
         mixers = [Mamba(dim, d_state, d_conv, expand, bidirectional, backend) for _ in range(depth)]

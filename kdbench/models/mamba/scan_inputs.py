@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The arguments of `kdbench.scan.selective_scan`: B sequences of L tokens, D channels, N states."""
+    """The arguments of `kdbench.models.mamba.scan.selective_scan`: B sequences of L tokens, D channels, N states."""
 
     u_BDL: Tensor
     delta_BDL: Tensor

@@ -11,7 +11,7 @@ from torch import nn
 from kdbench import models
 from kdbench.errors import UserError
 from kdbench.models.equip import equip
-from kdbench.taps import Tap, Tapped, profile
+from kdbench.models.taps import Tap, Tapped, profile
 
 
 def build(name: str, options: dict | None = None, **changes) -> nn.Module:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from kdbench import models
 from kdbench.errors import UserError
-from kdbench.flops import count
 from kdbench.models.shufflenet_v1 import shuffle
-from kdbench.taps import Tapped
+from kdbench.models.size import count
+from kdbench.models.taps import Tapped
 
 # Millions of parameters at 100 classes as the field's tables print them; exact parameters; MACs of a 32x32 image.
 SIZES = {

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from test_cli import kdbench
 
-from kdbench import flops, models
-from kdbench.ladder import nearest, widened
+from kdbench import models
+from kdbench.models import size
+from kdbench.models.ladder import nearest, widened
 from kdbench.suite.load import load
 
 HEAD = "name: rungs\ndata: {name: digits}\nrecipe: {epochs: 1}\nmethods: {none: }\npairs:\n"
@@ -47,7 +48,7 @@ def test_lists_are_scaled_to_their_largest_entry() -> None:
 
 
 def macs_of(name: str, options: dict) -> int:
-    return flops.count(models.build(name, options, classes=10, channels=1, size=8), (1, 8, 8))[1]
+    return size.count(models.build(name, options, classes=10, channels=1, size=8), (1, 8, 8))[1]
 
 
 @pytest.mark.parametrize("pair", ["cnn", "mamba"])

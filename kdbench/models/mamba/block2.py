@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench import flops, scan
 from kdbench.errors import UserError
+from kdbench.models import size
+from kdbench.models.mamba import scan
 
 _LOST = ("A_log", "D", "dt_bias")  # mamba_ssm marks these: no weight decay
 
@@ -82,4 +83,4 @@ def macs(projected: Sequence[int], d_inner: int, d_state: int, d_conv: int, **ou
     return batch * length * each
 
 
-flops.register(torch.ops.kdbench.ssd, macs)
+size.register(torch.ops.kdbench.ssd, macs)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench import flops, models
+from kdbench import models
 from kdbench.errors import UserError
+from kdbench.models import size as flops
 
 
 def build(name: str, options: dict | None = None, **changes) -> nn.Module:

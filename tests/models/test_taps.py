@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench import models
 from kdbench.method import Refusal
-from kdbench.taps import Tap, Tapped, profile
+from kdbench.models.taps import Tap, Tapped, profile
 
 X = (4, 1, 8, 8)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench.scan_inputs import Inputs
+from kdbench.models.mamba.scan_inputs import Inputs
 
 SOURCE = Path(__file__).parent / "native" / "selective_scan.cpp"
 COMPILE = ["-std=c++17", "-O3", "-fPIC", "-Wno-psabi", "-ffast-math", "-fno-finite-math-only", "-fno-associative-math"]
