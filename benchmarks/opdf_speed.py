@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import models, mpo
+from kdbench import models
 from kdbench.batch import Profile
+from kdbench.methods import _mpo as mpo
+from kdbench.methods._mpo_shapes import automatic
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF, alignment_loss
-from kdbench.mpo_shapes import automatic
 from kdbench.recipe import autocast, precision_on
 
 BATCH = 128

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
-from kdbench.matrices import Matrix, chosen, matrices, pairs, parse_map, shown
 from kdbench.method import Method, Refusal, Wrapper, knob
+from kdbench.methods._matrices import Matrix, chosen, matrices, pairs, parse_map, shown
+from kdbench.methods._mpo_shapes import Shape, automatic, centred, parse
 from kdbench.methods.kd import KD
-from kdbench.mpo_shapes import Shape, automatic, centred, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ class OPDF(Wrapper):
 
     # model -----------------------------------------------------------------------------------------------------------
     def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
-        from kdbench import mpo
+        from kdbench.methods import _mpo as mpo
 
         model = self.over.prepare(model, role, teachers)
         student = chosen(model, self.layers, role)
@@ -108,7 +108,7 @@ class OPDF(Wrapper):
         return model
 
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
-        from kdbench import mpo
+        from kdbench.methods import _mpo as mpo
 
         dense = mpo.fold(model).to(memory_format=torch.channels_last)  # as the engine lays out every learner
         return self.over.deploy(dense, heads.get_submodule("over"))
@@ -168,7 +168,7 @@ class OPDF(Wrapper):
         self, student: Mapping[str, Matrix], role: str, teachers: Mapping[str, nn.Module]
     ) -> dict[str, dict[int, Tensor]]:
         """The teacher's auxiliary tensors by position, for each matrix of the student that has a partner."""
-        from kdbench import mpo
+        from kdbench.methods import _mpo as mpo
 
         teacher, found = self._pairs(student, role, teachers)
         edges = {}
@@ -187,7 +187,7 @@ class OPDF(Wrapper):
         A frozen teacher's are buffers of `heads`; those of a peer that is learning are its own live ones. A function,
         because a deep copy of the heads (for `deploy`) then takes no copy of the student along.
         """
-        from kdbench import mpo
+        from kdbench.methods import _mpo as mpo
 
         sides: list[tuple[list[Tensor], list[Tensor | str]]] = []
         for number, (path, other) in enumerate(found.items()):

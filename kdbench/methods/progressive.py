@@ -27,11 +27,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from kdbench import bdistil
 from kdbench.batch import Batch, Out, Probe, Profile, Review
 from kdbench.lazy import nn, torch
 from kdbench.losses import cross_entropy, wide
 from kdbench.method import Method, Needs, Plan, Stage, Wrapper, knob
+from kdbench.methods import _bdistil as bdistil
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ from small_nets import Problem, batch
 from torch import nn
 from training import SPECS, assert_same, digits, network, recipe, snapshot, states
 
-from kdbench import bdistil, evaluate, models
+from kdbench import evaluate, models
 from kdbench.batch import Out
 from kdbench.engine import Engine
 from kdbench.losses import cross_entropy, soft_kl
 from kdbench.method import Method, Plan, Refusal, Stage, clashes
+from kdbench.methods import _bdistil as bdistil
 from kdbench.methods.active import Active
 from kdbench.methods.born_again import BornAgain
 from kdbench.methods.chain import Chain

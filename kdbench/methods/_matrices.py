@@ -47,7 +47,7 @@ class Matrix:
 
 def matrices(model: nn.Module) -> dict[str, Matrix]:
     """Every matrix of a model by name, in the order of its modules."""
-    from kdbench import mpo
+    from kdbench.methods import _mpo as mpo
 
     uses = Counter(id(p) for layer in model.modules() for p in layer._parameters.values() if p is not None)
     found = {}

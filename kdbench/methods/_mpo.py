@@ -25,7 +25,7 @@ from tensorly.decomposition import tensor_train_matrix
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kdbench.mpo_shapes import Shape, Tree, cheapest
+from kdbench.methods._mpo_shapes import Shape, Tree, cheapest
 
 FLOOR = 1e-6  # of the largest singular value: smaller ones are balanced as if they were this large
 

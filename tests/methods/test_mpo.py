@@ -12,9 +12,10 @@ from tensorly.decomposition import tensor_train_matrix
 from torch import nn
 from torch.nn.utils import parametrize
 
-from kdbench import models, mpo
-from kdbench.matrices import chosen
-from kdbench.mpo_shapes import Shape, automatic, cheapest, near_square, parse
+from kdbench import models
+from kdbench.methods import _mpo as mpo
+from kdbench.methods._matrices import chosen
+from kdbench.methods._mpo_shapes import Shape, automatic, cheapest, near_square, parse
 
 
 @pytest.fixture(autouse=True)

@@ -12,18 +12,19 @@ import torch
 import training
 from torch import nn
 
-from kdbench import models, mpo
+from kdbench import models
 from kdbench.batch import Profile
 from kdbench.data import DataSet
 from kdbench.engine import Engine, State
-from kdbench.matrices import Matrix, chosen, matrices, pairs
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper, clashes
+from kdbench.methods import _mpo as mpo
+from kdbench.methods._matrices import Matrix, chosen, matrices, pairs
+from kdbench.methods._mpo_shapes import automatic, parse
 from kdbench.methods.kd import KD
 from kdbench.methods.mixup import Mixup
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF, alignment_loss
-from kdbench.mpo_shapes import automatic, parse
 from kdbench.recipe import parameter_groups
 from kdbench.suite.fields import Optimizer
 from kdbench.suite.load import load
