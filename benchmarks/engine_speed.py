@@ -19,15 +19,16 @@ import time
 import torch
 import torch.nn.functional as F
 
-from kdbench import memory, models
+from kdbench import models
 from kdbench.data import DataSet, Split
 from kdbench.data.augment import pixels
-from kdbench.engine import Engine
 from kdbench.methods.kd import KD
 from kdbench.methods.none import NoTeacher
-from kdbench.recipe import autocast, precision_on
 from kdbench.suite.fields import Augment, Recipe
-from kdbench.task import Task
+from kdbench.train import memory
+from kdbench.train.engine import Engine
+from kdbench.train.recipe import autocast, precision_on
+from kdbench.train.state import Task
 
 BATCH = 128
 

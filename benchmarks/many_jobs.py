@@ -74,8 +74,9 @@ def checkpoints(rounds: int) -> None:
     """An epoch's checkpoint of resnet20 with SGD against an epoch of 50,000 CIFAR images, scaled from some steps."""
     import torch
 
-    from kdbench import checkpoint, models
-    from kdbench.task import State
+    from kdbench import models
+    from kdbench.train import checkpoint
+    from kdbench.train.state import State
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

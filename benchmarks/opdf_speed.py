@@ -27,7 +27,7 @@ from kdbench.methods import _mpo as mpo
 from kdbench.methods._mpo_shapes import automatic
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF, alignment_loss
-from kdbench.recipe import autocast, precision_on
+from kdbench.train.recipe import autocast, precision_on
 
 BATCH = 128
 CLOCK = time.perf_counter  # process_time with --busy

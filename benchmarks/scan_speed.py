@@ -6,7 +6,7 @@
 The contenders take turns, a few rounds in one process; each ratio is the median over the rounds, so that a drift of
 the machine's speed cancels. Times are CPU seconds of one thread (see `--threads`), which other work on the machine
 disturbs less than elapsed time. Peak memory is the growth of the resident set over the inputs, each in a process of
-its own. `--allocator` measures what `kdbench.allocator.keep_pages` is worth, on one training step of a whole model.
+its own. `--allocator` measures what `kdbench.train.allocator.keep_pages` is worth, on one training step of a whole model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdbench import allocator, memory, models
+from kdbench import models
 from kdbench.models.mamba import scan
+from kdbench.train import allocator, memory
 
 CPU = torch.device("cpu")
 HOW = ("returned", "kept")  # what becomes of freed pages

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from kdbench import data, plugins
 from kdbench.data import DataSet, default_root
 from kdbench.data.augment import fetch
-from kdbench.engine import Engine
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Refusal
 from kdbench.models import weights
@@ -22,9 +21,10 @@ from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole, Job, expand
 from kdbench.suite.load import Suite, load
 from kdbench.suite.winners import current, tuned_job
-from kdbench.task import State, Task
-from kdbench.teachers import Record, fingerprint
-from kdbench.workbench import Workbench
+from kdbench.train.engine import Engine
+from kdbench.train.state import State, Task
+from kdbench.train.teachers import Record, fingerprint
+from kdbench.train.workbench import Workbench
 
 TEACHER = "teacher"  # PAIR/teacher names the pair's teacher instead of a method's student
 

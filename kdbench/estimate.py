@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdbench.provenance import device_name
 from kdbench.result import Result
-from kdbench.stored import exact
 from kdbench.suite.fields import Model, Recipe
 from kdbench.suite.job import Job
-from kdbench.workbench import Workbench
+from kdbench.train.frozen import exact
+from kdbench.train.provenance import device_name
+from kdbench.train.workbench import Workbench
 
 
 def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) -> dict[str, float]:

@@ -15,19 +15,20 @@ from typing import Any
 import torch
 
 from kdbench import card as cards
-from kdbench import data, deployed, evaluate, formats, loading
+from kdbench import data, deployed, formats, loading
 from kdbench.card import Card, Network, Preprocessing
 from kdbench.data import DataSet, default_root
 from kdbench.deployed import Deployed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.provenance import versions
 from kdbench.result import Result
 from kdbench.store import Store
 from kdbench.suite.fields import Model
 from kdbench.suite.job import LOCAL, Job
 from kdbench.suite.load import Suite, load
-from kdbench.workbench import Workbench, on_device
+from kdbench.train import evaluate
+from kdbench.train.provenance import versions
+from kdbench.train.workbench import Workbench, on_device
 
 IMAGES = 64  # compared after the round trip
 TOLERANCE = 1e-4  # of the largest logit, or of 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
-    from kdbench.task import Progress
+    from kdbench.train.state import Progress
 
 
 class Log:

@@ -102,7 +102,7 @@ def _parts(root: Path) -> Iterator[tuple[str, str]]:
     import torch
 
     from kdbench.models.mamba import scan
-    from kdbench.provenance import device_name, git_state, versions
+    from kdbench.train.provenance import device_name, git_state, versions
 
     yield from versions().items()
     yield "kdbench commit", git_state() or "not a git checkout"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from kdbench.result import Result
     from kdbench.suite.job import Job
-    from kdbench.task import Progress
+    from kdbench.train.state import Progress
 
 PLAIN_SECONDS = 30.0  # between lines about epochs of a long job
 

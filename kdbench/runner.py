@@ -18,12 +18,12 @@ import torch
 
 from kdbench.errors import UserError
 from kdbench.joblog import Log, path_of
-from kdbench.lease import Lease
 from kdbench.result import Result
 from kdbench.store import Store
 from kdbench.suite.job import FrozenRole, Job
-from kdbench.task import Progress
-from kdbench.workbench import Workbench
+from kdbench.train.lease import Lease
+from kdbench.train.state import Progress
+from kdbench.train.workbench import Workbench
 
 POLL = 1.0  # seconds between looks at jobs that another run holds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -15,14 +15,14 @@ import torch
 from kdbench.crew import Crew
 from kdbench.models.make import Sizes
 from kdbench.progress import display
-from kdbench.recipe import make_optimizer
 from kdbench.runner import Listener, Summary, run
 from kdbench.setting import Setting
 from kdbench.store import Store
 from kdbench.suite.fields import rung_role
 from kdbench.suite.job import Job
 from kdbench.suite.load import Suite
-from kdbench.workbench import Workbench
+from kdbench.train.recipe import make_optimizer
+from kdbench.train.workbench import Workbench
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdbench.store import Store
     from kdbench.suite.job import Job
     from kdbench.suite.load import Suite
-    from kdbench.workbench import Workbench
+    from kdbench.train.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Setting:
         from kdbench.data import default_root
         from kdbench.store import Store
         from kdbench.suite.load import load
-        from kdbench.workbench import Workbench
+        from kdbench.train.workbench import Workbench
 
         suite = load(self.suite)
         for note in suite.notes:

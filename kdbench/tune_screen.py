@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdbench.progress import PLAIN_SECONDS
 from kdbench.study import Outcome
 from kdbench.suite.cell import Cell
-from kdbench.task import Progress
+from kdbench.train.state import Progress
 from kdbench.tuner import Listener, Tuner
 
 if TYPE_CHECKING:

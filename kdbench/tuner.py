@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import optuna
 import sqlalchemy
 
-from kdbench import checkpoint, runner
+from kdbench import runner
 from kdbench.errors import UserError
 from kdbench.method import Refusal
 from kdbench.models.make import Sizes
@@ -31,7 +31,8 @@ from kdbench.study import Claim, Outcome, seconds_of
 from kdbench.suite.cell import Cell, cell_of, tune_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.search_rules import FOLLOWED
-from kdbench.task import Progress
+from kdbench.train import checkpoint
+from kdbench.train.state import Progress
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

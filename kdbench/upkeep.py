@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdbench import lease
-from kdbench.checkpoint import folder_of
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.joblog import last_line, path_of
@@ -20,6 +18,8 @@ from kdbench.runner import title
 from kdbench.store import FINAL, Store, read
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite
+from kdbench.train import lease
+from kdbench.train.checkpoint import folder_of
 
 
 # status --------------------------------------------------------------------------------------------------------------

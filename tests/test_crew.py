@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from training import LITTLE
 
-from kdbench import crew, lease, runner, worker
+from kdbench import crew, runner, worker
 from kdbench.crew import Crew, Hand
 from kdbench.errors import UserError
 from kdbench.runner import Listener
 from kdbench.setting import Setting, parse_duration, pick_devices
 from kdbench.store import Store
+from kdbench.train import lease
 
 SUITE = LITTLE.replace(
     "methods:",

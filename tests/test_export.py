@@ -115,7 +115,7 @@ def file_of(folder: Path, cell: str, suffix: str) -> Path:
 def reference(folder: Path, cell: str, batch: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and logits of a student as training left it, found without kdbench.export."""
     from kdbench import data
-    from kdbench.workbench import Workbench
+    from kdbench.train.workbench import Workbench
 
     suite = load(folder / "s.yaml")
     loaded = data.load(suite.file.data, folder)

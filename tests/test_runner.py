@@ -14,7 +14,7 @@ from kdbench.runner import Listener, failed, run
 from kdbench.store import Store
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
-from kdbench.workbench import Workbench
+from kdbench.train.workbench import Workbench
 
 SUITE = LITTLE.replace("  kd:\n", "  kd:\n  fitnet:\n")
 

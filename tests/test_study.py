@@ -14,10 +14,10 @@ import pytest
 from optuna.trial import TrialState
 
 from kdbench import study as module
-from kdbench.lease import Owner
 from kdbench.storages import connect, mend
 from kdbench.study import MOST_DRAWS, MOST_LOST, Outcome, Study, slots
 from kdbench.suite.search import Entry, Space
+from kdbench.train.lease import Owner
 
 SPACE = Space(
     (

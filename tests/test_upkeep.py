@@ -11,11 +11,11 @@ from test_cli import kdbench
 from kdbench import upkeep
 from kdbench.errors import UserError
 from kdbench.joblog import Log, path_of
-from kdbench.lease import Lease
 from kdbench.result import Result
 from kdbench.runner import failed, title
 from kdbench.setting import Opened, Setting
 from kdbench.store import Store
+from kdbench.train.lease import Lease
 
 SUITE = """
 name: little

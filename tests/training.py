@@ -9,11 +9,11 @@ from torch import nn
 
 from kdbench import data, models
 from kdbench.data import DataSet
-from kdbench.engine import Engine
 from kdbench.method import Method
 from kdbench.streams import seeded
 from kdbench.suite.fields import Data, Recipe
-from kdbench.task import State, Task, Trained
+from kdbench.train.engine import Engine
+from kdbench.train.state import State, Task, Trained
 
 # A suite of four short jobs.
 LITTLE = """

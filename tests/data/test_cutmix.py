@@ -8,11 +8,11 @@ from training import digits, recipe, task
 
 from kdbench.data.augment import mixed
 from kdbench.data.cutmix import cut_and_mixed, windows
-from kdbench.engine import Engine
 from kdbench.method import Refusal
 from kdbench.methods.dkd import DKD
 from kdbench.methods.kd import KD
 from kdbench.suite.fields import CutMix, Recipe
+from kdbench.train.engine import Engine
 
 torch.set_num_threads(1)
 

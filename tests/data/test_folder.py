@@ -18,17 +18,18 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as V
 from training import assert_same, snapshot, states, task
 
-from kdbench import data, evaluate
+from kdbench import data
 from kdbench.data import DataSet, files, folder, folder_index
 from kdbench.data.augment import fetch, stream
 from kdbench.data.files import Files
 from kdbench.data.resized_crop import boxes
-from kdbench.engine import Engine
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.methods.kd import KD
 from kdbench.suite.fields import Augment, Data, Recipe, ResizedCrop
-from kdbench.task import State
+from kdbench.train import evaluate
+from kdbench.train.engine import Engine
+from kdbench.train.state import State
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,6 @@ from torch import nn
 from kdbench import models
 from kdbench.batch import Profile
 from kdbench.data import DataSet
-from kdbench.engine import Engine, State
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper, clashes
 from kdbench.methods import _mpo as mpo
 from kdbench.methods._matrices import Matrix, chosen, matrices, pairs
@@ -25,9 +24,10 @@ from kdbench.methods.mixup import Mixup
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.opdf import OPDF, alignment_loss
-from kdbench.recipe import parameter_groups
 from kdbench.suite.fields import Optimizer
 from kdbench.suite.load import load
+from kdbench.train.engine import Engine, State
+from kdbench.train.recipe import parameter_groups
 
 # Same widths, another depth: so that shapes match.
 TEACHER = ("cnn", {"widths": [4, 8, 8], "depth": 2})

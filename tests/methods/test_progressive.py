@@ -12,9 +12,8 @@ from small_nets import Problem, batch
 from torch import nn
 from training import SPECS, assert_same, digits, network, recipe, snapshot, states
 
-from kdbench import evaluate, models
+from kdbench import models
 from kdbench.batch import Out
-from kdbench.engine import Engine
 from kdbench.losses import cross_entropy, soft_kl
 from kdbench.method import Method, Plan, Refusal, Stage, clashes
 from kdbench.methods import _bdistil as bdistil
@@ -32,8 +31,10 @@ from kdbench.models.mamba import scan_native
 from kdbench.result import Result
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
-from kdbench.task import Sum, Task
-from kdbench.workbench import Workbench, on_device
+from kdbench.train import evaluate
+from kdbench.train.engine import Engine
+from kdbench.train.state import Sum, Task
+from kdbench.train.workbench import Workbench, on_device
 
 LADDER = {"weak1": [2, 3, 4], "weak2": [3, 4, 6], "weak3": [4, 6, 8], "weak4": [4, 8, 8]}
 ROLES = ("teacher", "student", *LADDER, "control")

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from training import digits, task
 
 from kdbench import models
-from kdbench.engine import Engine
 from kdbench.methods.fitnet import FitNet
 from kdbench.methods.kd import KD
 from kdbench.models import size as flops
 from kdbench.models.taps import Tapped, available, profile
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
-from kdbench.workbench import Workbench
+from kdbench.train.engine import Engine
+from kdbench.train.workbench import Workbench
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from kdbench.runner import run
 from kdbench.store import Store
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite, load
-from kdbench.workbench import Workbench
+from kdbench.train.workbench import Workbench
 
 FOLDER = Path(__file__).parent.parent / "suites"
 SUITES = sorted(path.name for path in FOLDER.glob("*.yaml"))

@@ -24,8 +24,8 @@ from kdbench.models.mamba import block2, scan
 from kdbench.models.mamba.network import Mamba
 from kdbench.models.mamba.rms_norm import RMSNorm
 from kdbench.models.taps import Tapped
-from kdbench.recipe import parameter_groups
 from kdbench.suite.fields import Optimizer
+from kdbench.train.recipe import parameter_groups
 
 needs_kernels = pytest.mark.skipif(bool(scan.kernels_problem()), reason=f"needs CUDA: {scan.kernels_problem()}")
 MNIST = {"classes": 10, "channels": 1, "size": 28}

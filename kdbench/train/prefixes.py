@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdbench import evaluate
 from kdbench.result import Exit, Prefix
+from kdbench.train import evaluate
 
 # Of the largest class probability: a fixed grid, so that nothing is chosen on the test split. Whoever deploys chooses
 # the threshold by validation; the test scores stand beside it.

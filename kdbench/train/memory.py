@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kdbench import allocator
+from kdbench.train import allocator
 
 
 def reset_peak(device: torch.device) -> None:

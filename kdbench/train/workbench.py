@@ -12,21 +12,22 @@ import torch
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from kdbench import allocator, checkpoint, data, evaluate, memory, prefixes, teachers
+from kdbench import data
 from kdbench.data import DataSet, Split
-from kdbench.engine import Engine
 from kdbench.files import write_atomically
 from kdbench.method import Refusal
 from kdbench.models import size
 from kdbench.models.make import network
 from kdbench.models.mamba import scan
-from kdbench.provenance import provenance
-from kdbench.recipe import precision_on
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole, Job
-from kdbench.task import Diverged, Progress, Task, Trained
-from kdbench.teachers import Frozen
+from kdbench.train import allocator, checkpoint, evaluate, memory, prefixes, teachers
+from kdbench.train.engine import Engine
+from kdbench.train.provenance import provenance
+from kdbench.train.recipe import precision_on
+from kdbench.train.state import Diverged, Progress, Task, Trained
+from kdbench.train.teachers import Frozen
 
 
 @dataclass

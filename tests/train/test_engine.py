@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from training import assert_same, digits, network, recipe, snapshot, states, task, train
 
-from kdbench import evaluate
 from kdbench.batch import Batch, Probe, Review
 from kdbench.data.augment import pixels
-from kdbench.engine import Engine
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
 from kdbench.methods.active import Active
 from kdbench.methods.chain import Chain
@@ -27,10 +25,12 @@ from kdbench.methods.mixup import Mixup
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
 from kdbench.methods.simkd import SimKD
-from kdbench.stored import exact
 from kdbench.streams import derive, order
 from kdbench.suite.fields import Recipe
-from kdbench.task import Diverged, Sum
+from kdbench.train import evaluate
+from kdbench.train.engine import Engine
+from kdbench.train.frozen import exact
+from kdbench.train.state import Diverged, Sum
 
 
 @pytest.fixture(scope="module")
@@ -374,12 +374,12 @@ def calm(logits: str) -> Recipe:
 @pytest.mark.parametrize("method", [KD(), DKD(), Chain()], ids=lambda m: type(m).__name__)
 def test_stored_logits_train_as_live_ones_do(loaded, method, monkeypatch) -> None:
     live = train(method, loaded, recipe_=calm("live"))
-    from kdbench import stored
+    from kdbench.train import frozen
 
     def never(self, batch):
         raise AssertionError("a frozen role ran on a training batch")
 
-    monkeypatch.setattr(stored.Live, "__call__", never)
+    monkeypatch.setattr(frozen.Live, "__call__", never)
     found = train(method, loaded, recipe_=calm("stored"))
     for name, value in states(found.answer).items():
         torch.testing.assert_close(value, states(live.answer)[name], atol=1e-5, rtol=1e-5)
@@ -429,8 +429,8 @@ def test_a_role_that_learns_again_is_asked_again(loaded) -> None:
             one, other = Stage({"student": ("peer",)}, 0.5), Stage({"peer": ("student",)}, 0.5)
             return Plan((both, one, other, one), copies={"peer": "student"})
 
-    live, stored = (train(Turns(), loaded, recipe_=calm(logits)) for logits in ("live", "stored"))
-    for name, value in states(stored.answer).items():
+    live, frozen = (train(Turns(), loaded, recipe_=calm(logits)) for logits in ("live", "stored"))
+    for name, value in states(frozen.answer).items():
         torch.testing.assert_close(value, states(live.answer)[name], atol=1e-5, rtol=1e-5)
 
 

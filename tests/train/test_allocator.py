@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kdbench import allocator
+from kdbench.train import allocator
 
 SCRIPT = """
 import json, resource, sys

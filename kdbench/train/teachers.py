@@ -16,20 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from kdbench import checkpoint, evaluate, lease
 from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
-from kdbench.engine import Engine
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.losses import cross_entropy
 from kdbench.method import Method, Plan, Stage
 from kdbench.models import size, weights
 from kdbench.models.make import network
-from kdbench.recipe import precision_on
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole
-from kdbench.task import Progress, Task
+from kdbench.train import checkpoint, evaluate, lease
+from kdbench.train.engine import Engine
+from kdbench.train.recipe import precision_on
+from kdbench.train.state import Progress, Task
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def obtain(
 
     Raises:
         UserError: weights that do not fit the model, or pretrained weights that cannot be had.
-        kdbench.task.Diverged: its training diverged.
+        kdbench.train.state.Diverged: its training diverged.
     """
     folder = runs / "teachers" / role.key
     model = _initial(role, data)

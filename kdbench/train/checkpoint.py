@@ -13,7 +13,7 @@ from torch import nn
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.models.mamba.scan import backend_in_use
-from kdbench.task import State
+from kdbench.train.state import State
 
 
 class Damaged(Exception):

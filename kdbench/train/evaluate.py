@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.data import DataSet, Split
 from kdbench.data.augment import stream
-from kdbench.recipe import autocast
+from kdbench.train.recipe import autocast
 
 ECE_BINS = 15
 BATCH = 512

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from kdbench import evaluate
+from kdbench.train import evaluate
 
 
 def example(n: int = 200, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdbench.data import DataSet
 from kdbench.losses import wide
 from kdbench.method import Method, Plan
-from kdbench.prefixes import combined
 from kdbench.suite.fields import Recipe
+from kdbench.train.prefixes import combined
 
 
 class Diverged(Exception):

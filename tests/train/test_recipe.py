@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.recipe import make_optimizer, parameter_groups, precision_on, rate_factor, set_rate
 from kdbench.suite.fields import Optimizer, Schedule
+from kdbench.train.recipe import make_optimizer, parameter_groups, precision_on, rate_factor, set_rate
 
 
 def rates(schedule: Schedule, steps_per_epoch: int, epochs: int) -> list[float]:

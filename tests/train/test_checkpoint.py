@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench import checkpoint, models
+from kdbench import models
 from kdbench.errors import UserError
 from kdbench.models.mamba import scan
-from kdbench.task import State
+from kdbench.train import checkpoint
+from kdbench.train.state import State
 
 CPU = torch.device("cpu")
 SHAPE = {"classes": 10, "channels": 1, "size": 8}

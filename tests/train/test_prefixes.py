@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench import evaluate
-from kdbench.prefixes import THRESHOLDS, combined, exits, ladder, leaving, prefixes
+from kdbench.train import evaluate
+from kdbench.train.prefixes import THRESHOLDS, combined, exits, ladder, leaving, prefixes
 
 ROLES, SIZES = ("weak1", "weak2", "weak3"), [(10, 100), (20, 300), (40, 500)]
 
