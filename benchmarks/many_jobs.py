@@ -103,7 +103,7 @@ def checkpoints(rounds: int) -> None:
 
 def startup() -> None:
     """Wall time of a worker outside training: opening once, and then for each job."""
-    from kdbench.setting import Setting
+    from kdbench.run.opened import Setting
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s.yaml"
@@ -115,7 +115,7 @@ def startup() -> None:
         start = time.perf_counter()
         opened = setting.open("cpu")
         print(f"opening the suite, once for each worker: {time.perf_counter() - start:.2f} s")
-        from kdbench import runner
+        from kdbench.run import runner
 
         for role in runner.first_roles(opened.jobs):
             opened.bench.teacher(role)

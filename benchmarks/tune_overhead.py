@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--storage", help="as for `kdbench tune`; default: SQLite in a temporary folder")
     options = parser.parse_args()
 
-    from kdbench.setting import Setting
+    from kdbench.run.opened import Setting
     from kdbench.tune_session import Order, conclude
     from kdbench.tuner import Listener
 

@@ -40,7 +40,7 @@ from kdbench.options import (
     emit,
     warn,
 )
-from kdbench.setting import Setting, parse_duration, pick_devices
+from kdbench.run.opened import Setting, parse_duration, pick_devices
 
 if TYPE_CHECKING:
     from kdbench.session import Session
@@ -128,8 +128,8 @@ def retry(
 @app.command()
 def status(suite: SuitePath, results: Results = LEADERBOARD, runs: Runs = RUNS, as_json: Json = False) -> None:
     """What is running, what waits, what failed and why."""
-    from kdbench import upkeep
-    from kdbench.store import Store
+    from kdbench.run import upkeep
+    from kdbench.run.store import Store
     from kdbench.suite.load import load
 
     loaded = load(suite)
@@ -146,7 +146,7 @@ def merge(
     results: Results = LEADERBOARD,
 ) -> None:
     """Join results from several machines; render boards anew with `kdbench board`."""
-    from kdbench import upkeep
+    from kdbench.run import upkeep
 
     merged = upkeep.merge(folders, results)
     for sentence in (*merged.damaged, *merged.conflicts):
@@ -168,7 +168,7 @@ def clean(
     dry_run: DryRun = False,
 ) -> None:
     """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
-    from kdbench import upkeep
+    from kdbench.run import upkeep
 
     opened = [Setting(suite, data_root, results, runs).open("cpu", warn) for suite in suites]
     jobs = [job for one in opened for job in one.jobs]
@@ -216,7 +216,7 @@ def plan(
 def board(suite: SuitePath, results: Results = LEADERBOARD) -> None:
     """Render the board again from the stored results; needs no data."""
     from kdbench.publish import board_of, publish
-    from kdbench.store import Store
+    from kdbench.run.store import Store
     from kdbench.suite.load import load
 
     loaded = load(suite)

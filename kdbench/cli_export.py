@@ -31,7 +31,7 @@ def export(
     graph, preprocessing included: uint8 pixels in, logits out. The file is read back and compared before it is kept.
     """
     from kdbench.export import Request, export
-    from kdbench.setting import pick_device
+    from kdbench.run.opened import pick_device
 
     request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force, track.value)
     done = export(request, pick_device(device), warn)

@@ -42,7 +42,7 @@ def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
 def show_results(suite: SuitePath, results: Results = LEADERBOARD, as_json: Json = False) -> None:
     """Stored results of a suite; stale ones are marked."""
     from kdbench import listing
-    from kdbench.store import Store
+    from kdbench.run.store import Store
     from kdbench.suite.load import load
 
     loaded = load(suite)

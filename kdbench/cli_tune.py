@@ -48,7 +48,7 @@ def tune(
     with the same --storage, shares the work. Then: `kdbench run SUITE --track tuned`.
     """
     from kdbench.errors import UserError
-    from kdbench.setting import Setting, pick_devices
+    from kdbench.run.opened import Setting, pick_devices
     from kdbench.suite.cell import parse_extra
 
     extra = parse_extra(trials) if trials is not None else 0

@@ -22,7 +22,7 @@ from kdbench.deployed import Deployed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.result import Result
-from kdbench.store import Store
+from kdbench.run.store import Store
 from kdbench.suite.fields import Model
 from kdbench.suite.job import LOCAL, Job
 from kdbench.suite.load import Suite, load

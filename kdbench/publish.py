@@ -15,8 +15,8 @@ from kdbench.cells import plain, signed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.result import Result
+from kdbench.run.store import Store
 from kdbench.standing import Board, Heading
-from kdbench.store import Store
 from kdbench.suite import winners
 from kdbench.suite.fields import Recipe
 from kdbench.suite.job import NEUTRAL, method_content, recipe_content

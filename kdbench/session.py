@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdbench.crew import Crew
 from kdbench.models.make import Sizes
-from kdbench.progress import display
-from kdbench.runner import Listener, Summary, run
-from kdbench.setting import Setting
-from kdbench.store import Store
+from kdbench.run.crew import Crew
+from kdbench.run.opened import Setting
+from kdbench.run.progress import display
+from kdbench.run.runner import Listener, Summary, run
+from kdbench.run.store import Store
 from kdbench.suite.fields import rung_role
 from kdbench.suite.job import Job
 from kdbench.suite.load import Suite
@@ -55,7 +55,7 @@ class Session:
         pending = [job for job in self.jobs if not self.store.done(job.key)]
         seconds = {}
         if cost:
-            from kdbench import estimate
+            from kdbench.run import estimate
 
             seconds = estimate.seconds(pending, self.bench, self.store.results.values())
         rows: list[dict[str, object]] = []

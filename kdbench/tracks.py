@@ -13,10 +13,10 @@ from pathlib import Path
 
 from kdbench.board import rank
 from kdbench.result import Result
-from kdbench.runner import relabelled
+from kdbench.run.runner import relabelled
+from kdbench.run.store import Store
 from kdbench.standing import Board, Tuned, Tuning, Worth
 from kdbench.statistics import interval, paired
-from kdbench.store import Store
 from kdbench.suite import winners
 from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, expand, matches

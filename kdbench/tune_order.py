@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdbench.errors import UserError
-from kdbench.setting import Setting
+from kdbench.run.opened import Setting
 from kdbench.storages import connect
 from kdbench.suite.cell import tune_of
 from kdbench.suite.load import load

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kdbench.progress import PLAIN_SECONDS
+from kdbench.run.progress import PLAIN_SECONDS
 from kdbench.study import Outcome
 from kdbench.suite.cell import Cell
 from kdbench.train.state import Progress

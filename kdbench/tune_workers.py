@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from kdbench import processes
 from kdbench.errors import UserError
+from kdbench.run import processes
 from kdbench.tune_order import Order
 from kdbench.tune_screen import Screen
 

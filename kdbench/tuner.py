@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import optuna
 import sqlalchemy
 
-from kdbench import runner
 from kdbench.errors import UserError
 from kdbench.method import Refusal
 from kdbench.models.make import Sizes
 from kdbench.result import Result
+from kdbench.run import runner
+from kdbench.run.opened import Opened
+from kdbench.run.store import Store
 from kdbench.session import try_models
-from kdbench.setting import Opened
 from kdbench.storages import shown
-from kdbench.store import Store
 from kdbench.studies import agreed, away, study_of
 from kdbench.study import Claim, Outcome, seconds_of
 from kdbench.suite.cell import Cell, cell_of, tune_of

@@ -16,8 +16,8 @@ from kdbench.errors import UserError
 from kdbench.publish import board_of, current, current_tuned, publish, tables
 from kdbench.render import Summary
 from kdbench.result import Result
+from kdbench.run.store import Store
 from kdbench.standing import Board, Row, Tuned
-from kdbench.store import Store
 from kdbench.suite import winners
 from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, digest, expand

@@ -19,7 +19,7 @@ from training import LITTLE
 
 from kdbench import tune_session
 from kdbench.errors import UserError
-from kdbench.setting import Setting
+from kdbench.run.opened import Setting
 from kdbench.study import Outcome
 from kdbench.suite.cell import parse_extra
 from kdbench.suite.load import load

@@ -15,8 +15,8 @@ from data_layouts import make_cifar, make_folder
 from kdbench import models
 from kdbench.batch import Batch, Out
 from kdbench.models.taps import Tapped, profile, resolve
-from kdbench.runner import run
-from kdbench.store import Store
+from kdbench.run.runner import run
+from kdbench.run.store import Store
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite, load
 from kdbench.train.workbench import Workbench

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.store import Store
+from kdbench.run.store import Store
 
 SUITE = """
 name: little

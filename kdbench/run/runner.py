@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from kdbench.errors import UserError
-from kdbench.joblog import Log, path_of
 from kdbench.result import Result
-from kdbench.store import Store
+from kdbench.run.log import Log, path_of
+from kdbench.run.store import Store
 from kdbench.suite.job import FrozenRole, Job
 from kdbench.train.lease import Lease
 from kdbench.train.state import Progress

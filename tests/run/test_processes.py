@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from kdbench import processes
+from kdbench.run import processes
 
 
 def stubborn(connection: Connection, deaf: bool, threads: int, parent: int) -> None:

@@ -13,7 +13,7 @@ from kdbench.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from kdbench.store import Store
+    from kdbench.run.store import Store
     from kdbench.suite.job import Job
     from kdbench.suite.load import Suite
     from kdbench.train.workbench import Workbench
@@ -40,7 +40,7 @@ class Setting:
             UserError: all that is wrong with the suite, the options or the data.
         """
         from kdbench.data import default_root
-        from kdbench.store import Store
+        from kdbench.run.store import Store
         from kdbench.suite.load import load
         from kdbench.train.workbench import Workbench
 

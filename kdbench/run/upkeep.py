@@ -11,11 +11,11 @@ from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.joblog import last_line, path_of
 from kdbench.publish import current
 from kdbench.result import Result
-from kdbench.runner import title
-from kdbench.store import FINAL, Store, read
+from kdbench.run.log import last_line, path_of
+from kdbench.run.runner import title
+from kdbench.run.store import FINAL, Store, read
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite
 from kdbench.train import lease

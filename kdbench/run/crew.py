@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from kdbench import processes, runner, worker
 from kdbench.errors import UserError
-from kdbench.runner import Listener, Summary
-from kdbench.setting import Setting
-from kdbench.store import Store
+from kdbench.run import processes, runner, worker
+from kdbench.run.opened import Setting
+from kdbench.run.runner import Listener, Summary
+from kdbench.run.store import Store
 from kdbench.suite.job import Job
 
 BACK_OFF = 2.0  # seconds before a job that another run holds is tried again

@@ -10,8 +10,8 @@ import pytest
 import torch
 from training import LITTLE, assert_same
 
-from kdbench.runner import Listener, failed, run
-from kdbench.store import Store
+from kdbench.run.runner import Listener, failed, run
+from kdbench.run.store import Store
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
 from kdbench.train.workbench import Workbench

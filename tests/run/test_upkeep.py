@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from test_cli import kdbench
 
-from kdbench import upkeep
 from kdbench.errors import UserError
-from kdbench.joblog import Log, path_of
 from kdbench.result import Result
-from kdbench.runner import failed, title
-from kdbench.setting import Opened, Setting
-from kdbench.store import Store
+from kdbench.run import upkeep
+from kdbench.run.log import Log, path_of
+from kdbench.run.opened import Opened, Setting
+from kdbench.run.runner import failed, title
+from kdbench.run.store import Store
 from kdbench.train.lease import Lease
 
 SUITE = """

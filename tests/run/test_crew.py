@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from training import LITTLE
 
-from kdbench import crew, runner, worker
-from kdbench.crew import Crew, Hand
 from kdbench.errors import UserError
-from kdbench.runner import Listener
-from kdbench.setting import Setting, parse_duration, pick_devices
-from kdbench.store import Store
+from kdbench.run import crew, runner, worker
+from kdbench.run.crew import Crew, Hand
+from kdbench.run.opened import Setting, parse_duration, pick_devices
+from kdbench.run.runner import Listener
+from kdbench.run.store import Store
 from kdbench.train import lease
 
 SUITE = LITTLE.replace(

@@ -11,7 +11,7 @@ import pytest
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.result import Cost, Result, Teacher
-from kdbench.store import Store, filename
+from kdbench.run.store import Store, filename
 from kdbench.suite.job import digest
 
 

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from kdbench.errors import UserError
-from kdbench.processes import follow
-from kdbench.setting import Setting
+from kdbench.run.opened import Setting
+from kdbench.run.processes import follow
 
 # Events: (name, *arguments)
 READY, EPOCH, WARN, DONE, TAUGHT, BUSY, MEMORY, SPENT, STOP = (
@@ -38,8 +38,8 @@ def main(connection: Connection, setting: Setting, device: str, threads: int, pa
 def _serve(connection: Connection, setting: Setting, device: str, threads: int) -> None:
     import torch
 
-    from kdbench import runner
-    from kdbench.joblog import captured, path_of
+    from kdbench.run import runner
+    from kdbench.run.log import captured, path_of
 
     if threads:
         torch.set_num_threads(threads)
