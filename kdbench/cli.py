@@ -215,7 +215,7 @@ def plan(
 @app.command()
 def board(suite: SuitePath, results: Results = LEADERBOARD) -> None:
     """Render the board again from the stored results; needs no data."""
-    from kdbench.publish import board_of, publish
+    from kdbench.board.publish import board_of, publish
     from kdbench.run.store import Store
     from kdbench.suite.load import load
 

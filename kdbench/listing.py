@@ -75,7 +75,7 @@ def data(root: Path) -> Rows:
 
 def results(suite: Suite, store: Any) -> Rows:
     """Every stored result; `shown` says whether the suite as it is now still asks for it."""
-    from kdbench.publish import current, current_tuned
+    from kdbench.board.publish import current, current_tuned
 
     shown = {result.key: "yes, tuned track" for result in current_tuned(suite, store)}
     shown |= {result.key: "yes" for result in current(suite, store)}

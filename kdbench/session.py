@@ -27,7 +27,7 @@ from kdbench.train.workbench import Workbench
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kdbench.standing import Board
+    from kdbench.board.rows import Board
 
 
 @dataclass
@@ -136,12 +136,12 @@ class Session:
     def _publish(self, board: Board) -> list[Path]:
         if any(not job.comparable for job in self.jobs):
             return []
-        from kdbench.publish import publish
+        from kdbench.board.publish import publish
 
         return publish(board, self.setting.root)
 
     def _report(self, summary: Summary, board: Board, console: Console, published: Sequence[Path]) -> None:
-        from kdbench.publish import tables
+        from kdbench.board.publish import tables
 
         for table in tables(board):
             console.print(table)
@@ -160,8 +160,8 @@ class Session:
 
     def _board(self, summary: Summary) -> Board:
         """The suite's board; where this run is not comparable, one of this run alone, for the terminal only."""
-        from kdbench.board import rank
-        from kdbench.publish import board_of, heading
+        from kdbench.board.publish import board_of, heading
+        from kdbench.board.rank import rank
 
         if all(job.comparable for job in self.jobs):
             return board_of(self.suite, self.store)

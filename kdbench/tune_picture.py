@@ -12,7 +12,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from kdbench.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, SETTINGS
+from kdbench.board.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, SETTINGS
 from kdbench.suite.cell import rises
 from kdbench.suite.winners import Winner
 

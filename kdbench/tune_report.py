@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from kdbench.cells import grid, prose
+from kdbench.board.text import grid, prose
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.studies import chosen, complete, look, winner_of

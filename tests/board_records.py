@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdbench.board.rows import Heading, Tuning
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
-from kdbench.standing import Heading, Tuning
 from kdbench.suite.fields import Reported
 
 TEACHER = Teacher("t" * 12, "ab" * 32, {"val/top1": 89.5, "test/top1": 90.0, "test/nll": 0.25, "test/ece": 0.03})

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdbench.board.publish import current
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.publish import current
 from kdbench.result import Result
 from kdbench.run.log import last_line, path_of
 from kdbench.run.runner import title

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from kdbench.cells import count, grid, options, prose, seeds, signed
-from kdbench.render_pair import overall, pair
-from kdbench.render_tuned import tuned_part
-from kdbench.standing import FLOOR, REFERENCE, Board, Reported, TeacherRow
+from kdbench.board.page_pair import overall, pair
+from kdbench.board.page_tuned import tuned_part
+from kdbench.board.rows import FLOOR, REFERENCE, Board, Reported, TeacherRow
+from kdbench.board.text import count, grid, options, prose, seeds, signed
 
 _OPEN = "<!-- kdbench board, generated: edit nothing here. "
 _CLOSE = " -->"

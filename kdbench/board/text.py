@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kdbench.statistics import Interval
+from kdbench.board.statistics import Interval
 
 BLANK = ""
 

@@ -10,11 +10,11 @@ import pytest
 from board_records import TEACHER, heading, ladder, record, records, reported, tuning
 from test_board import BAD, DKD, KD, NONE, PAIR, settings
 
-from kdbench.board import rank
-from kdbench.cells import amount, plain, prose, seeds, signed
-from kdbench.render import Summary, index, markdown
-from kdbench.standing import Board, Heading, Tuned
-from kdbench.statistics import Interval
+from kdbench.board.page import Summary, index, markdown
+from kdbench.board.rank import rank
+from kdbench.board.rows import Board, Heading, Tuned
+from kdbench.board.statistics import Interval
+from kdbench.board.text import amount, plain, prose, seeds, signed
 from kdbench.suite.fields import Reported
 
 

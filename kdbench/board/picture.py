@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from kdbench.cells import amount, count
-from kdbench.standing import BETTER, FLOOR, NOT_SEPARABLE, REFERENCE, TEACHER, WORSE, Board, Row, Table
+from kdbench.board.rows import BETTER, FLOOR, NOT_SEPARABLE, REFERENCE, TEACHER, WORSE, Board, Row, Table
+from kdbench.board.text import amount, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

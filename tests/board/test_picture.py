@@ -16,14 +16,14 @@ from matplotlib import style
 from matplotlib.text import Text
 from test_board import BAD, DKD, KD, NONE, PAIR, settings
 
-from kdbench import picture
-from kdbench.board import rank
-from kdbench.standing import Board
+from kdbench.board import picture
+from kdbench.board.rank import rank
+from kdbench.board.rows import Board
 
 SCRIPT = """
 import sys
 from test_board import settings
-from kdbench.picture import svg
+from kdbench.board.picture import svg
 sys.stdout.buffer.write(svg(settings(3)).encode())
 """
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench import render, tracks
-from kdbench.board import rank
-from kdbench.cells import plain, signed
+from kdbench.board import page, tracks
+from kdbench.board.rank import rank
+from kdbench.board.rows import Board, Heading
+from kdbench.board.text import plain, signed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.result import Result
 from kdbench.run.store import Store
-from kdbench.standing import Board, Heading
 from kdbench.suite import winners
 from kdbench.suite.fields import Recipe
 from kdbench.suite.job import NEUTRAL, method_content, recipe_content
@@ -103,11 +103,11 @@ def publish(board: Board, root: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    pages = {f"{board.heading.suite}.md": render.markdown(board), **_pictures(board)}
+    pages = {f"{board.heading.suite}.md": page.markdown(board), **_pictures(board)}
     try:
         for file, text in pages.items():
             _write(root / file, text)
-        _write(root / "README.md", render.index(_summaries(root)))
+        _write(root / "README.md", page.index(_summaries(root)))
     except OSError as error:
         raise UserError(f"{root}: cannot write the board ({error.strerror}); give --results DIR") from error
     return [*(root / file for file in pages), root / "README.md"]
@@ -115,7 +115,10 @@ def publish(board: Board, root: Path) -> list[Path]:
 
 def _pictures(board: Board) -> dict[str, str]:
     """File name -> SVG: one of each track that has rows, and one of each pair that has prefixes."""
-    from kdbench import picture, picture_anytime  # matplotlib, a second to import
+    from kdbench.board import (
+        picture,
+        picture_prefixes,  # matplotlib, a second to import
+    )
 
     drawn = {}
     for part in (board, *([board.tuned.board] if board.tuned else [])):
@@ -123,7 +126,7 @@ def _pictures(board: Board) -> dict[str, str]:
             drawn[part.heading.picture] = picture.svg(part)
         for table in part.tables:
             if table.anytime:
-                drawn[part.heading.anytime_picture(table.pair)] = picture_anytime.svg(part, table)
+                drawn[part.heading.anytime_picture(table.pair)] = picture_prefixes.svg(part, table)
     return drawn
 
 
@@ -132,9 +135,9 @@ def _write(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
 
 
-def _summaries(root: Path) -> list[render.Summary]:
+def _summaries(root: Path) -> list[page.Summary]:
     """What every board in the folder says about itself."""
-    read = (render.Summary.read(path.read_text(encoding="utf-8")) for path in sorted(root.glob("*.md")))
+    read = (page.Summary.read(path.read_text(encoding="utf-8")) for path in sorted(root.glob("*.md")))
     return [summary for summary in read if summary is not None]
 
 

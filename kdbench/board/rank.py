@@ -12,9 +12,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from kdbench.anytime import anytime
-from kdbench.result import Result
-from kdbench.standing import (
+from kdbench.board.prefixes import anytime
+from kdbench.board.rows import (
     BETTER,
     FLOOR,
     NOT_SEPARABLE,
@@ -31,7 +30,8 @@ from kdbench.standing import (
     Table,
     TeacherRow,
 )
-from kdbench.statistics import ALPHA, holm, interval, iqm_interval, mean_ranks, paired, wilcoxon
+from kdbench.board.statistics import ALPHA, holm, interval, iqm_interval, mean_ranks, paired, wilcoxon
+from kdbench.result import Result
 
 __all__ = ["Board", "Heading", "rank"]
 

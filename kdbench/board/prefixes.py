@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from kdbench.board.rows import Anytime, ExitRow, PrefixRow, Reported
+from kdbench.board.statistics import interval
 from kdbench.result import Exit, Prefix, Result
-from kdbench.standing import Anytime, ExitRow, PrefixRow, Reported
-from kdbench.statistics import interval
 
 Seeded = Mapping[int, Result]
 

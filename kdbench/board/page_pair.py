@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdbench.cells import BLANK, amount, count, grid, number, percent, plain, prose, seeds, signed
-from kdbench.render_anytime import sections
-from kdbench.standing import BETTER, FLOOR, REFERENCE, Across, Heading, Row, Table, TeacherRow
-from kdbench.statistics import FEWEST_SETTINGS
+from kdbench.board.page_prefixes import sections
+from kdbench.board.rows import BETTER, FLOOR, REFERENCE, Across, Heading, Row, Table, TeacherRow
+from kdbench.board.statistics import FEWEST_SETTINGS
+from kdbench.board.text import BLANK, amount, count, grid, number, percent, plain, prose, seeds, signed
 
 LEGEND = (
     "**top-1**: test accuracy in percent after the last epoch, mean ± half-width of the 95% t interval over seeds. "

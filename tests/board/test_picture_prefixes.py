@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from test_board import KD, NONE, PAIR
 
-from kdbench import picture, picture_anytime
-from kdbench.board import rank
+from kdbench.board import picture, picture_prefixes
+from kdbench.board.rank import rank
+from kdbench.board.rows import Board
 from kdbench.result import Result
-from kdbench.standing import Board
 from kdbench.suite.fields import Reported
 
 CLAIMS = {
@@ -46,7 +46,7 @@ def crowded() -> Board:
 
 def drawn(board: Board) -> Axes:
     with style.context(["default", picture.SETTINGS]):
-        return picture_anytime.figure(board.heading, board.tables[0]).axes[0]
+        return picture_prefixes.figure(board.heading, board.tables[0]).axes[0]
 
 
 def points(axes: Axes, marker: str) -> set[tuple[float, float]]:
@@ -86,7 +86,7 @@ def test_of_many_students_with_the_same_macs_the_controls_and_the_best_are_named
 @pytest.mark.parametrize("made", [board(), crowded(), board([*ladder("p", "steps")])], ids=["one", "crowded", "alone"])
 def test_no_text_leaves_the_page_or_covers_another(made: Board) -> None:
     with style.context(["default", picture.SETTINGS]):
-        page = picture_anytime.figure(made.heading, made.tables[0])
+        page = picture_prefixes.figure(made.heading, made.tables[0])
         page.draw_without_rendering()
         texts = [*page.axes[0].texts, *page.texts]
         boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts]
@@ -106,7 +106,7 @@ def test_the_longest_names_stay_on_the_page() -> None:
     suite = heading({long: ["steps"]}, suite=long, track="tuned")
     made = rank(suite, ladder(long, "steps"))
     with style.context(["default", picture.SETTINGS]):
-        for page in (picture_anytime.figure(suite, made.tables[0]), picture.figure(made)):
+        for page in (picture_prefixes.figure(suite, made.tables[0]), picture.figure(made)):
             page.draw_without_rendering()
             assert all(text.get_window_extent().x1 <= page.bbox.x1 for text in page.texts)
 
@@ -114,16 +114,16 @@ def test_the_longest_names_stay_on_the_page() -> None:
 def test_costs_may_be_unknown() -> None:
     results = [dataclasses.replace(result, cost=None) for result in given()]
     made = board(results)
-    ElementTree.fromstring(picture_anytime.svg(made, made.tables[0]))
+    ElementTree.fromstring(picture_prefixes.svg(made, made.tables[0]))
     one = board([dataclasses.replace(result, teacher=None) for result in given()])
-    ElementTree.fromstring(picture_anytime.svg(one, one.tables[0]))
+    ElementTree.fromstring(picture_prefixes.svg(one, one.tables[0]))
 
 
 def test_the_bytes_depend_on_the_records_alone() -> None:
     made = board()
-    first = picture_anytime.svg(made, made.tables[0])
+    first = picture_prefixes.svg(made, made.tables[0])
     results = given()
     random.Random(1).shuffle(results)
     assert "dc:date" not in first
     with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20}):
-        assert picture_anytime.svg(board(results), board(results).tables[0]) == first
+        assert picture_prefixes.svg(board(results), board(results).tables[0]) == first

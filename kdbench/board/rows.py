@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kdbench.statistics import Interval
+from kdbench.board.statistics import Interval
 
 FLOOR, REFERENCE, TEACHER = "none", "kd", "teacher"
 HEADLINE, PRELIMINARY = 5, 3  # seeds

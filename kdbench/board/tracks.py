@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kdbench.board import rank
+from kdbench.board.rank import rank
+from kdbench.board.rows import Board, Tuned, Tuning, Worth
+from kdbench.board.statistics import interval, paired
 from kdbench.result import Result
 from kdbench.run.runner import relabelled
 from kdbench.run.store import Store
-from kdbench.standing import Board, Tuned, Tuning, Worth
-from kdbench.statistics import interval, paired
 from kdbench.suite import winners
 from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, expand, matches

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from kdbench.cells import count
-from kdbench.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, WIDTH, Label, frame, key, place, short, written
-from kdbench.standing import FLOOR, REFERENCE, TEACHER, Anytime, Board, Heading, Table
+from kdbench.board.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, WIDTH, Label, frame, key, place, short, written
+from kdbench.board.rows import FLOOR, REFERENCE, TEACHER, Anytime, Board, Heading, Table
+from kdbench.board.text import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kdbench.cells import BLANK, count, grid, options, plain, prose, seeds, signed
-from kdbench.render_pair import overall, pair
-from kdbench.standing import Heading, Table, Tuned, Tuning, Worth
+from kdbench.board.page_pair import overall, pair
+from kdbench.board.rows import Heading, Table, Tuned, Tuning, Worth
+from kdbench.board.text import BLANK, count, grid, options, plain, prose, seeds, signed
 
 CHOSEN_LEGEND = (
     "**chosen**: what differs from the suite's knobs. **default**, **best**: the tuning metric on the tuning seeds, of "

@@ -11,9 +11,9 @@ import pytest
 from board_records import TEACHER, heading, record, records, reported
 from scipy import stats
 
-from kdbench.board import rank
+from kdbench.board.rank import rank
+from kdbench.board.rows import BETTER, NOT_SEPARABLE, WORSE, Board, Row, Table
 from kdbench.result import Result
-from kdbench.standing import BETTER, NOT_SEPARABLE, WORSE, Board, Row, Table
 
 NONE = [70.0, 71.0, 69.5, 70.5, 70.2]
 KD = [71.1, 71.9, 70.8, 71.4, 71.3]

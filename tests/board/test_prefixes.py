@@ -10,10 +10,10 @@ from board_records import heading, ladder, record, records
 from scipy import stats
 from test_board import KD, NONE
 
-from kdbench.anytime import anytime
-from kdbench.board import rank
+from kdbench.board.prefixes import anytime
+from kdbench.board.rank import rank
+from kdbench.board.rows import Anytime
 from kdbench.result import Exit
-from kdbench.standing import Anytime
 from kdbench.suite.fields import Reported
 
 CLAIM = Reported(top1=98.0, macs_percent=63.0, prefixes={1: 72.0}, source="A paper, 2025")

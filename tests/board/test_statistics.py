@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.statistics import holm, interval, iqm, iqm_interval, mean_ranks, paired, wilcoxon
+from kdbench.board.statistics import holm, interval, iqm, iqm_interval, mean_ranks, paired, wilcoxon
 
 FIVE = [70.1, 70.9, 69.8, 71.2, 70.4]
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from board_records import TEACHER, ladder, record
 
-from kdbench import listing, tracks
+from kdbench import listing
+from kdbench.board import tracks
+from kdbench.board.page import Summary
+from kdbench.board.publish import board_of, current, current_tuned, publish, tables
+from kdbench.board.rows import Board, Row, Tuned
 from kdbench.errors import UserError
-from kdbench.publish import board_of, current, current_tuned, publish, tables
-from kdbench.render import Summary
 from kdbench.result import Result
 from kdbench.run.store import Store
-from kdbench.standing import Board, Row, Tuned
 from kdbench.suite import winners
 from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, digest, expand

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kdbench.cells import BLANK, amount, count, grid, number, percent, plain
-from kdbench.standing import Anytime, ExitRow, Heading, PrefixRow, Table
+from kdbench.board.rows import Anytime, ExitRow, Heading, PrefixRow, Table
+from kdbench.board.text import BLANK, amount, count, grid, number, percent, plain
 
 LEGEND = (
     "**k**: the first k roles answer together; **alone**: the k-th without the others, test top-1 in percent. "
