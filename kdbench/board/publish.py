@@ -115,10 +115,7 @@ def publish(board: Board, root: Path) -> list[Path]:
 
 def _pictures(board: Board) -> dict[str, str]:
     """File name -> SVG: one of each track that has rows, and one of each pair that has prefixes."""
-    from kdbench.board import (
-        picture,
-        picture_prefixes,  # matplotlib, a second to import
-    )
+    from kdbench.board import picture, picture_prefixes
 
     drawn = {}
     for part in (board, *([board.tuned.board] if board.tuned else [])):

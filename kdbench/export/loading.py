@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from kdbench.card import Card
-from kdbench.deployed import Deployed
+from kdbench.export.card import Card
+from kdbench.export.deployed import Deployed
 from kdbench.models.equip import resizing
 from kdbench.models.timm_models import create
 
@@ -67,7 +67,10 @@ def lines(name: str, found: Deployed, card: Card, suite: str, seed: int | None) 
         library, made = "kdbench.models", f'kdbench.models.build("{network.model}", {dict(network.options)!r}'
         made += f"{_listed(given)})"
     else:
-        library, made = "kdbench.deployed", f'kdbench.deployed.architecture("{suite}", "{card.pair}/{card.label}"'
+        library, made = (
+            "kdbench.export.deployed",
+            f'kdbench.export.deployed.architecture("{suite}", "{card.pair}/{card.label}"',
+        )
         options: dict[str, Any] = {} if seed is None else {"seed": seed}
         options |= {"tuned": "leaderboard"} if card.track == "tuned" else {}
         made += f"{_listed(options)})"

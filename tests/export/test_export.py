@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import kdbench
 
-from kdbench import card, deployed, export, formats, loading, models
-from kdbench.card import Card, Network, Preprocessing
+from kdbench import models
+from kdbench.export import card, deployed, export, formats, loading
+from kdbench.export.card import Card, Network, Preprocessing
 from kdbench.models import operators, weights
 from kdbench.models.timm_models import create
 from kdbench.suite.fields import Model
@@ -332,7 +333,7 @@ def test_one_card_lists_all_formats_of_a_model(trained: Path, tmp_path: Path) ->
     exported(trained, "cnn/both", tmp_path / "m.safetensors")
     text = (tmp_path / "m.md").read_text()
     assert "torch.export.load" in code_of(text, "m.pt2")
-    assert "kdbench.deployed.architecture" in code_of(text, "m.safetensors")
+    assert "kdbench.export.deployed.architecture" in code_of(text, "m.safetensors")
     assert "The answer is the sum of the networks' logits." in text
     (tmp_path / "m.pt2").unlink()
     exported(trained, "cnn/both", tmp_path / "m.safetensors", "--force")

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from kdbench import card as cards
-from kdbench import data, deployed, formats, loading
-from kdbench.card import Card, Network, Preprocessing
+from kdbench import data
 from kdbench.data import DataSet, default_root
-from kdbench.deployed import Deployed
 from kdbench.errors import UserError
+from kdbench.export import card as cards
+from kdbench.export import deployed, formats, loading
+from kdbench.export.card import Card, Network, Preprocessing
+from kdbench.export.deployed import Deployed
 from kdbench.files import write_atomically
 from kdbench.result import Result
 from kdbench.run.store import Store
