@@ -33,8 +33,8 @@ def main() -> None:
     options = parser.parse_args()
 
     from kdbench.run.opened import Setting
-    from kdbench.tune_session import Order, conclude
-    from kdbench.tuner import Listener
+    from kdbench.tune.session import Order, conclude
+    from kdbench.tune.tuner import Listener
 
     imported = time.perf_counter() - STARTED
     with tempfile.TemporaryDirectory() as name:

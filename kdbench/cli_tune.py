@@ -56,23 +56,24 @@ def tune(
         from kdbench.suite.load import load
 
         load(suite)
-    from kdbench import storages, studies
+    from kdbench.tune import storage as storages
+    from kdbench.tune import studies
 
     url = storage or storages.default_url(runs)
     if status:
         studies.status(suite, url, as_json, console())
         return
     if report:
-        from kdbench import tune_report
+        from kdbench.tune import report as tune_report
 
         for path in tune_report.write(suite, url, results):
             typer.echo(str(path))
         return
     if as_json:
         raise UserError("--json: goes with --status")
-    from kdbench import tune_session
-    from kdbench.tune_order import Order
+    from kdbench.tune import session
+    from kdbench.tune.order import Order
 
     order = Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
     devices = pick_devices(device) if workers > 1 else (device,)
-    sys.exit(tune_session.run(order, device, workers, devices, console(stderr=True), console()))
+    sys.exit(session.run(order, device, workers, devices, console(stderr=True), console()))

@@ -15,14 +15,14 @@ import optuna
 from kdbench.board.text import grid, prose
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.studies import chosen, complete, look, winner_of
-from kdbench.study import Study
 from kdbench.suite import winners
 from kdbench.suite.cell import Cell, rises, tune_of
 from kdbench.suite.fields import Tune
 from kdbench.suite.load import Suite
 from kdbench.suite.winners import Winner
-from kdbench.tune_picture import Point, curves, study_picture
+from kdbench.tune.picture import Point, curves, study_picture
+from kdbench.tune.studies import chosen, complete, look, winner_of
+from kdbench.tune.study import Study
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -6,14 +6,14 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.studies import row, table, title, winner_of
 from kdbench.suite import winners
 from kdbench.suite.cell import Cell
 from kdbench.suite.winners import Winner
-from kdbench.tune_order import Order
-from kdbench.tune_screen import Screen
-from kdbench.tune_workers import Workers
-from kdbench.tuner import Tuner
+from kdbench.tune.order import Order
+from kdbench.tune.screen import Screen
+from kdbench.tune.studies import row, table, title, winner_of
+from kdbench.tune.tuner import Tuner
+from kdbench.tune.workers import Workers
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kdbench.run.progress import PLAIN_SECONDS
-from kdbench.study import Outcome
 from kdbench.suite.cell import Cell
 from kdbench.train.state import Progress
-from kdbench.tuner import Listener, Tuner
+from kdbench.tune.study import Outcome
+from kdbench.tune.tuner import Listener, Tuner
 
 if TYPE_CHECKING:
     from rich.console import Console

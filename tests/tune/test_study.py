@@ -13,11 +13,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from kdbench import study as module
-from kdbench.storages import connect, mend
-from kdbench.study import MOST_DRAWS, MOST_LOST, Outcome, Study, slots
 from kdbench.suite.search import Entry, Space
 from kdbench.train.lease import Owner
+from kdbench.tune import study as module
+from kdbench.tune.storage import connect, mend
+from kdbench.tune.study import MOST_DRAWS, MOST_LOST, Outcome, Study, slots
 
 SPACE = Space(
     (
@@ -266,8 +266,8 @@ WORKER = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 from test_study import open_study, worth
-from kdbench.study import Outcome
-from kdbench.storages import connect
+from kdbench.tune.study import Outcome
+from kdbench.tune.storage import connect
 study = open_study(sys.argv[1])
 study.refresh()
 while not study.done(int(sys.argv[2])):

@@ -25,14 +25,14 @@ from kdbench.run import runner
 from kdbench.run.opened import Opened
 from kdbench.run.store import Store
 from kdbench.session import try_models
-from kdbench.storages import shown
-from kdbench.studies import agreed, away, study_of
-from kdbench.study import Claim, Outcome, seconds_of
 from kdbench.suite.cell import Cell, cell_of, tune_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.search_rules import FOLLOWED
 from kdbench.train import checkpoint
 from kdbench.train.state import Progress
+from kdbench.tune.storage import shown
+from kdbench.tune.studies import agreed, away, study_of
+from kdbench.tune.study import Claim, Outcome, seconds_of
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

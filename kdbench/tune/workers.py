@@ -10,8 +10,8 @@ from multiprocessing.context import SpawnProcess
 
 from kdbench.errors import UserError
 from kdbench.run import processes
-from kdbench.tune_order import Order
-from kdbench.tune_screen import Screen
+from kdbench.tune.order import Order
+from kdbench.tune.screen import Screen
 
 SAY, STOP, DONE = "say", "stop", "done"  # events: (SAY, text, counts), (STOP, sentence), (DONE,)
 PATIENCE = 10.0  # seconds that workers have to put a trial down

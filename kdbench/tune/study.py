@@ -19,10 +19,10 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kdbench.storages import HEARTBEAT
 from kdbench.streams import derive
 from kdbench.suite.search import Space
 from kdbench.train.lease import STALE, Owner
+from kdbench.tune.storage import HEARTBEAT
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

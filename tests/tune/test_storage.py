@@ -14,7 +14,7 @@ import pytest
 from test_study import assert_exact, attack, open_study, tune
 
 from kdbench.errors import UserError
-from kdbench.storages import connect, file_of, shown
+from kdbench.tune.storage import connect, file_of, shown
 
 
 def test_a_url_names_a_file_or_not() -> None:

@@ -11,13 +11,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from kdbench.errors import UserError
-from kdbench.storages import connect, file_of, reason, shown
-from kdbench.study import Study, seconds_of
 from kdbench.suite import winners
 from kdbench.suite.cell import Cell, cell_of, rises, tune_of
 from kdbench.suite.fields import Tune
 from kdbench.suite.load import Suite, load
 from kdbench.suite.winners import Winner
+from kdbench.tune.storage import connect, file_of, reason, shown
+from kdbench.tune.study import Study, seconds_of
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from kdbench.errors import UserError
 from kdbench.run.opened import Setting
-from kdbench.storages import connect
 from kdbench.suite.cell import tune_of
 from kdbench.suite.load import load
-from kdbench.tuner import Listener, Tuner
+from kdbench.tune.storage import connect
+from kdbench.tune.tuner import Listener, Tuner
 
 
 @dataclass(frozen=True)

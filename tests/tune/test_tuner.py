@@ -17,16 +17,16 @@ from optuna.trial import TrialState
 from test_cli import Done, kdbench
 from training import LITTLE
 
-from kdbench import tune_session
 from kdbench.errors import UserError
 from kdbench.run.opened import Setting
-from kdbench.study import Outcome
 from kdbench.suite.cell import parse_extra
 from kdbench.suite.load import load
 from kdbench.suite.winners import current, read, tuned_jobs
-from kdbench.tune_order import Order
-from kdbench.tune_screen import Screen
-from kdbench.tuner import Listener, Tuner
+from kdbench.tune import session
+from kdbench.tune.order import Order
+from kdbench.tune.screen import Screen
+from kdbench.tune.study import Outcome
+from kdbench.tune.tuner import Listener, Tuner
 
 SUITE = LITTLE.replace("batch_size: 32", "batch_size: 64") + "tune:\n  trials: 3\n"
 ODD = """
@@ -148,7 +148,7 @@ def test_the_same_seed_and_one_worker_give_the_same_trials(tuned, tmp_path) -> N
 
 def test_the_winner_is_written_and_its_jobs_are_the_tuned_track(tuned) -> None:
     desk, tuner = tuned
-    found = tune_session.conclude(tuner, desk.folder / "board")
+    found = session.conclude(tuner, desk.folder / "board")
     assert all(found.values())
     winner = read(desk.folder / "board", "little", "p", "kd")
     values = [slot.trial.values[0] for slot in table(tuner, "kd").values()]
@@ -210,7 +210,7 @@ def test_several_objectives_give_a_pareto_set(tmp_path) -> None:
     text = "trials: 4, objectives: [val/top1, macs], space: {student.options.widths: [[4, 8, 8], [2, 2, 2], [8, 8, 8]]}"
     desk = Desk(tmp_path / "d", with_tune(text))
     tuner = desk.tune()
-    tune_session.conclude(tuner, desk.folder / "board")
+    session.conclude(tuner, desk.folder / "board")
     winner = read(desk.folder / "board", "little", "p", "none")
     points = [slot.trial.values for slot in table(tuner, "none").values()]
     assert len(points) == 3
@@ -228,7 +228,7 @@ def test_a_failing_trial_is_recorded_and_not_fatal(tmp_path) -> None:
     assert {kind: slot.verdict for kind, slot in found.items()} == {"fine": "ok", "raise": "failed", "nan": "diverged"}
     assert "on purpose" in found["raise"].reason
     assert "not finite" in found["nan"].reason
-    winner = tune_session.conclude(tuner, desk.folder / "board")[tuner.cells[1]]
+    winner = session.conclude(tuner, desk.folder / "board")[tuner.cells[1]]
     assert (winner.trials, winner.failed, winner.sampler) == (3, 2, "grid")
     desk.told.clear()
     desk.tune()
@@ -242,7 +242,7 @@ def test_a_pruned_trial_is_recorded_and_counts(tmp_path, monkeypatch) -> None:
         def prune(self, study, trial) -> bool:
             return trial.number > 0
 
-    monkeypatch.setattr("kdbench.studies.pruner_of", lambda name, epochs: Eager())
+    monkeypatch.setattr("kdbench.tune.studies.pruner_of", lambda name, epochs: Eager())
     desk = Desk(tmp_path / "d", with_tune("trials: 2, pruner: median"))
     tuner = desk.tune()
     rows = table(tuner, "kd")
@@ -281,7 +281,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path) -> None:
 
 def test_a_budget_of_seconds_ends_when_they_are_spent(tmp_path) -> None:
     tuner = Desk(tmp_path / "d", with_tune("budget: gpu_seconds, gpu_seconds: 0.05")).tune()
-    from kdbench.study import seconds_of
+    from kdbench.tune.study import seconds_of
 
     for cell in tuner.cells:
         if cell.label == "kd":

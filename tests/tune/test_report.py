@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import tune_report
 from kdbench.errors import UserError
-from kdbench.storages import connect
-from kdbench.studies import look, study_of
-from kdbench.study import Outcome
 from kdbench.suite.cell import cell_of, tune_of
 from kdbench.suite.load import load
+from kdbench.tune import report
+from kdbench.tune.storage import connect
+from kdbench.tune.studies import look, study_of
+from kdbench.tune.study import Outcome
 
 SUITE = """
 name: little
@@ -55,7 +55,7 @@ def tuned(tmp_path_factory) -> tuple[Path, str]:
 
 def test_every_study_gets_a_page_and_a_picture_and_every_pair_its_curves(tuned, tmp_path) -> None:
     path, url = tuned
-    paths = tune_report.write(path, url, tmp_path)
+    paths = report.write(path, url, tmp_path)
     folder = tmp_path / "tuned" / "little"
     assert paths[0] == folder / "README.md"
     names = {str(found.relative_to(folder)) for found in paths[1:]}
@@ -78,16 +78,16 @@ def test_every_study_gets_a_page_and_a_picture_and_every_pair_its_curves(tuned, 
 
 def test_the_same_trials_give_the_same_bytes(tuned, tmp_path) -> None:
     path, url = tuned
-    one, two = (tune_report.write(path, url, tmp_path / name) for name in ("a", "b"))
+    one, two = (report.write(path, url, tmp_path / name) for name in ("a", "b"))
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     before = [p.stat().st_mtime_ns for p in one]
-    tune_report.write(path, url, tmp_path / "a")
+    report.write(path, url, tmp_path / "a")
     assert [p.stat().st_mtime_ns for p in one] == before
 
 
 def test_importance_finds_the_knob_that_matters(tuned) -> None:
     _, studies = look(*tuned)
-    found = {cell.label: tune_report.importances(cell, study) for cell, study in studies.items()}
+    found = {cell.label: report.importances(cell, study) for cell, study in studies.items()}
     assert next(iter(found["kd"])) == "temperature"
     assert found["kd"]["temperature"] > 0.6
     assert sum(found["kd"].values()) == pytest.approx(1.0)
@@ -97,7 +97,7 @@ def test_importance_finds_the_knob_that_matters(tuned) -> None:
 def test_points_are_the_finished_trials_with_all_that_was_searched(tuned) -> None:
     _, studies = look(*tuned)
     (cell,) = [cell for cell in studies if cell.label == "kd"]
-    points = tune_report.points(cell, studies[cell])
+    points = report.points(cell, studies[cell])
     assert [point.number for point in points] == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     assert points[0].settings == {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}
     for point in points:
