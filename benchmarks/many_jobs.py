@@ -110,7 +110,7 @@ def startup() -> None:
         path.write_text(TWENTY.replace("epochs: 60", "epochs: 1"))
         setting = Setting(path, None, Path(folder) / "board", Path(folder) / "runs")
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import kdbench.session"], check=True)
+        subprocess.run([sys.executable, "-c", "import kdbench.cli.session"], check=True)
         print(f"imports, once for each worker: {time.perf_counter() - start:.2f} s")
         start = time.perf_counter()
         opened = setting.open("cpu")

@@ -1,5 +1,5 @@
 """`python -m kdbench`"""
 
-from kdbench.cli import main
+from kdbench.cli.main import main
 
 main()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import optuna
 import sqlalchemy
 
+from kdbench.cli.session import try_models
 from kdbench.errors import UserError
 from kdbench.method import Refusal
 from kdbench.models.make import Sizes
@@ -24,7 +25,6 @@ from kdbench.result import Result
 from kdbench.run import runner
 from kdbench.run.opened import Opened
 from kdbench.run.store import Store
-from kdbench.session import try_models
 from kdbench.suite.cell import Cell, cell_of, tune_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.search_rules import FOLLOWED

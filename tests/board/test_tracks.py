@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from board_records import TEACHER, ladder, record
 
-from kdbench import listing
 from kdbench.board import tracks
 from kdbench.board.page import Summary
 from kdbench.board.publish import board_of, current, current_tuned, publish, tables
 from kdbench.board.rows import Board, Row, Tuned
+from kdbench.cli import listing
 from kdbench.errors import UserError
 from kdbench.result import Result
 from kdbench.run.store import Store

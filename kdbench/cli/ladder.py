@@ -7,8 +7,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from kdbench.cli.options import DataRoot, SuitePath, root_of
 from kdbench.errors import UserError
-from kdbench.options import DataRoot, SuitePath, root_of
 
 Number = TypeVar("Number", int, float)
 

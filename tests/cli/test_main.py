@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from training import LITTLE
 
-from kdbench import cli
+from kdbench.cli import main
 
 SUITE = LITTLE
 
@@ -35,7 +35,7 @@ def kdbench(folder: Path, *arguments: str) -> Done:
     try:
         sys.argv = ["kdbench", *arguments]
         with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
+            main.main()
     except SystemExit as stop:
         code = stop.code or 0
     finally:
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def test_help_lists_the_commands_and_check_validates_without_torch(folder: Path) -> None:
     code = (
         "import sys; sys.argv = ['kdbench', {args}]\n"
-        "from kdbench.cli import main\n"
+        "from kdbench.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as e: code = e.code\n"
         "print(code, sorted(m for m in ('torch', 'timm', 'numpy', 'sklearn') if m in sys.modules))"

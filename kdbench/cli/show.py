@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdbench.options import LEADERBOARD, DataRoot, Json, Results, SuitePath, emit, root_of, warn
+from kdbench.cli.options import LEADERBOARD, DataRoot, Json, Results, SuitePath, emit, root_of, warn
 
 show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
 
@@ -14,7 +14,7 @@ show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets o
 @show.command("methods")
 def show_methods(as_json: Json = False) -> None:
     """Every method with its knobs, defaults and ranges."""
-    from kdbench import listing
+    from kdbench.cli import listing
 
     emit(listing.methods(), as_json)
 
@@ -25,7 +25,7 @@ def show_models(
     as_json: Json = False,
 ) -> None:
     """kdbench's own models with parameters and MACs (32x32, 10 classes); timm's by glob."""
-    from kdbench import listing
+    from kdbench.cli import listing
 
     emit(listing.models(pattern), as_json)
 
@@ -33,7 +33,7 @@ def show_models(
 @show.command("data")
 def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
     """Every data set and whether its files are there."""
-    from kdbench import listing
+    from kdbench.cli import listing
 
     emit(listing.data(root_of(data_root)), as_json)
 
@@ -41,7 +41,7 @@ def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
 @show.command("results")
 def show_results(suite: SuitePath, results: Results = LEADERBOARD, as_json: Json = False) -> None:
     """Stored results of a suite; stale ones are marked."""
-    from kdbench import listing
+    from kdbench.cli import listing
     from kdbench.run.store import Store
     from kdbench.suite.load import load
 
@@ -51,6 +51,6 @@ def show_results(suite: SuitePath, results: Results = LEADERBOARD, as_json: Json
 
 def doctor(data_root: DataRoot = None, as_json: Json = False) -> None:
     """Versions, devices, data found, optional parts."""
-    from kdbench import listing
+    from kdbench.cli import listing
 
     emit(listing.doctor(root_of(data_root)), as_json)

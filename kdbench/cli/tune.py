@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdbench.options import LEADERBOARD, RUNS, DataRoot, Only, Runs, SuitePath, console
+from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, Only, Runs, SuitePath, console
 
 
 def tune(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdbench.options import LEADERBOARD, RUNS, DataRoot, Json, Results, Runs, SuitePath, Track, TrackOf, warn
+from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, Json, Results, Runs, SuitePath, Track, TrackOf, warn
 
 
 def export(

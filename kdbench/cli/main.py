@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench import __version__
-from kdbench.cli_export import export
-from kdbench.cli_ladder import ladder
-from kdbench.cli_show import doctor, show
-from kdbench.cli_tune import tune
-from kdbench.errors import UserError
-from kdbench.options import (
+from kdbench.cli.export import export
+from kdbench.cli.ladder import ladder
+from kdbench.cli.options import (
     LEADERBOARD,
     RUNS,
     DataRoot,
@@ -40,10 +37,13 @@ from kdbench.options import (
     emit,
     warn,
 )
+from kdbench.cli.show import doctor, show
+from kdbench.cli.tune import tune
+from kdbench.errors import UserError
 from kdbench.run.opened import Setting, parse_duration, pick_devices
 
 if TYPE_CHECKING:
-    from kdbench.session import Session
+    from kdbench.cli.session import Session
 
 app = typer.Typer(
     name="kdbench",
@@ -206,7 +206,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
-    from kdbench.session import Session
+    from kdbench.cli.session import Session
 
     setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, epochs, track=track.value)
     _print_plan(Session.open(setting, device, console(stderr=True)), as_json, cost=True)
@@ -249,7 +249,7 @@ def _run(
     as_json: bool,
 ) -> None:
     """`run` and `retry`: in this process, or with workers where an option asks for what only they can do."""
-    from kdbench.session import Session
+    from kdbench.cli.session import Session
 
     crew = None
     if workers or devices or timeout:
