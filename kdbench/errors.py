@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+from kdbench.errors import UserError, did_you_mean
 
 
 class UserError(Exception):
@@ -14,3 +17,17 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """' (did you mean 'x'?)', or '' when nothing is close."""
     close = get_close_matches(str(word), [str(option) for option in options], n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def near(path: Path, prefix: str = "") -> str:
+    """' (did you mean ...?)' among the files beside a path that does not exist; endings do not count."""
+    suffixes = SUFFIXES if path.suffix in SUFFIXES else (path.suffix,)
+    try:
+        beside = {item.stem: item.name for item in path.parent.iterdir() if item.suffix in suffixes}
+    except OSError:
+        return ""
+    close = get_close_matches(path.stem, beside, n=1)
+    return f" (did you mean '{prefix}{beside[close[0]]}'?)" if close else ""

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdbench.board import page, tracks
+from kdbench.board.heading import heading
 from kdbench.board.rank import rank
-from kdbench.board.rows import Board, Heading
+from kdbench.board.rows import Board
 from kdbench.board.text import plain, signed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.result import Result
 from kdbench.run.store import Store
 from kdbench.suite import winners
-from kdbench.suite.fields import Recipe
-from kdbench.suite.job import NEUTRAL, method_content, recipe_content
 from kdbench.suite.load import Suite
 
 if TYPE_CHECKING:
@@ -42,49 +41,6 @@ def current_tuned(suite: Suite, store: Store) -> list[Result]:
 def _root(store: Store) -> Path:
     """The folder of the boards, from that of a suite's records."""
     return store.folder.parent.parent
-
-
-def heading(suite: Suite) -> Heading:
-    """What the board says about the suite: no paths."""
-    file = suite.file
-    return Heading(
-        suite=file.name,
-        version=file.version,
-        description=file.description,
-        data=file.data.model_dump(mode="json", exclude_defaults=True),
-        recipe=_recipe(file.recipe),
-        pairs=tuple(dict.fromkeys(pair for pair, _ in suite.cells)),
-        methods={
-            label: describe(method_content(suite.methods[label], suite.method_names[label], suite.folder))
-            for label in dict.fromkeys(label for _, label in suite.cells)
-        },
-        cells=suite.cells,
-        seeds=tuple(file.seeds),
-        reported={(name, label): claim for name, pair in file.pairs.items() for label, claim in pair.reported.items()},
-        roles={
-            name: {role: _model(model.model, model.options) for role, model in pair.roles.items()}
-            for name, pair in file.pairs.items()
-        },
-        notes={name: pair.note for name, pair in file.pairs.items() if pair.note},
-    )
-
-
-def _recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields; of those younger than stored results, only the ones that are not at their default."""
-    content = recipe_content(recipe)
-    dumped = recipe.model_dump(mode="json", include={*content, *NEUTRAL})
-    return {name: content.get(name, value) for name, value in dumped.items()}
-
-
-def describe(content: dict[str, Any]) -> str:
-    """`kd(temperature=4.0, ...)`, `mixup(alpha=0.2) over none()`."""
-    knobs = ", ".join(f"{name}={value}" for name, value in content["knobs"].items())
-    over = f" over {describe(content['over'])}" if "over" in content else ""
-    return f"{content['name']}({knobs}){over}"
-
-
-def _model(name: str, options: dict[str, Any]) -> str:
-    return f"{Path(name).name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else Path(name).name
 
 
 def board_of(suite: Suite, store: Store) -> Board:

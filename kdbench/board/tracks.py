@@ -6,59 +6,18 @@ the published knobs won, one result is both tracks'.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board, Tuned, Tuning, Worth
 from kdbench.board.statistics import interval, paired
-from kdbench.result import Result
-from kdbench.run.runner import relabelled
-from kdbench.run.store import Store
+from kdbench.run.store import Store, chosen
 from kdbench.suite import winners
 from kdbench.suite.cell import cell_of
-from kdbench.suite.job import Job, expand, matches
 from kdbench.suite.load import Suite
 from kdbench.suite.winners import Winner
-
-Cell = tuple[str, str]  # pair, label
-
-
-def published(suite: Suite, store: Store) -> list[Result]:
-    """The stored results of the default track, under the suite's labels; stale ones are left out."""
-    return matching(expand(suite), store)
-
-
-def chosen(suite: Suite, store: Store, found: Mapping[Cell, Winner]) -> list[Result]:
-    """The stored results of the tuned track: those of the winners that are in force now."""
-    jobs = [winners.tuned_job(suite, winner, None, seed=seed) for seed in suite.file.seeds for winner in found.values()]
-    return matching(jobs, store)
-
-
-def matching(wanted: Iterable[Job], store: Store) -> list[Result]:
-    """The stored results of these jobs, relabelled.
-
-    Where results of several versions of the data are stored, those of the most frequent one.
-    """
-    found: list[Result] = []
-    by_cell: dict[tuple[str, int], list[Result]] = {}
-    for result in store.results.values():
-        by_cell.setdefault((result.job.get("method", {}).get("name", ""), result.seed), []).append(result)
-    for job in wanted:
-        for result in by_cell.get((job.content["method"]["name"], job.seed), ()):
-            if matches(job, result.job):
-                found.append(relabelled(result, job))
-    prints = Counter(_fingerprint(result) for result in found)
-    if len(prints) > 1:
-        kept = min(prints, key=lambda name: (-prints[name], name))
-        found = [result for result in found if _fingerprint(result) == kept]
-    return found
-
-
-def _fingerprint(result: Result) -> str:
-    return str(result.job["data"]["fingerprint"])
 
 
 def tuning(suite: Suite, winner: Winner) -> Tuning:

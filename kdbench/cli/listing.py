@@ -48,7 +48,7 @@ def models(pattern: str | None = None) -> Rows:
 
     from kdbench.models import build, own_names, size
     from kdbench.models.taps import available
-    from kdbench.models.timm_names import timm_names
+    from kdbench.plugins import timm_names
 
     names = [*own_names()]
     if pattern is not None:

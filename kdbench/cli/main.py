@@ -35,12 +35,14 @@ from kdbench.cli.options import (
     Workers,
     console,
     emit,
+    parse_duration,
+    pick_devices,
     warn,
 )
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError
-from kdbench.run.opened import Setting, parse_duration, pick_devices
+from kdbench.run.opened import Setting
 
 if TYPE_CHECKING:
     from kdbench.cli.session import Session

@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from kdbench.models.make import Sizes
 from kdbench.run.crew import Crew
-from kdbench.run.opened import Setting
+from kdbench.run.opened import Setting, try_models
 from kdbench.run.progress import display
 from kdbench.run.runner import Listener, Summary, run
 from kdbench.run.store import Store
 from kdbench.suite.fields import rung_role
 from kdbench.suite.job import Job
 from kdbench.suite.load import Suite
-from kdbench.train.recipe import make_optimizer
 from kdbench.train.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -160,7 +157,8 @@ class Session:
 
     def _board(self, summary: Summary) -> Board:
         """The suite's board; where this run is not comparable, one of this run alone, for the terminal only."""
-        from kdbench.board.publish import board_of, heading
+        from kdbench.board.heading import heading
+        from kdbench.board.publish import board_of
         from kdbench.board.rank import rank
 
         if all(job.comparable for job in self.jobs):
@@ -206,22 +204,3 @@ def _roles(job: Job) -> str:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3g}%" if whole else ""
-
-
-def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple[int, int]]:
-    """Parameters and MACs of every role, each built once, and one optimiser for each recipe.
-
-    Raises:
-        UserError: a model, its options or an optimiser cannot be made.
-    """
-    shapes: dict[tuple[str, str], tuple[int, int]] = {}
-    tried = set()
-    for job in jobs:
-        for role, model in job.roles.items():
-            shapes[job.pair, role] = sizes.of(model)
-        recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
-        for recipe in recipes:
-            if (text := recipe.optimizer.model_dump_json()) not in tried:
-                make_optimizer([torch.nn.Linear(2, 2)], recipe.optimizer)
-                tried.add(text)
-    return shapes

@@ -47,8 +47,9 @@ def tune(
     The suite's own configuration is the first trial. The same command in several processes or on several machines,
     with the same --storage, shares the work. Then: `kdbench run SUITE --track tuned`.
     """
+    from kdbench.cli.options import pick_devices
     from kdbench.errors import UserError
-    from kdbench.run.opened import Setting, pick_devices
+    from kdbench.run.opened import Setting
     from kdbench.suite.cell import parse_extra
 
     extra = parse_extra(trials) if trials is not None else 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdbench import data, plugins
 from kdbench.data import DataSet, default_root
-from kdbench.data.augment import fetch
+from kdbench.data.batches import fetch
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Refusal
 from kdbench.models import weights

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench import plugins
 from kdbench.errors import UserError, did_you_mean
-from kdbench.models.timm_names import own_names, timm_names
+from kdbench.plugins import own_names, timm_names
 
 if TYPE_CHECKING:
     from torch import nn

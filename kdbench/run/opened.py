@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from kdbench.cli.options import parse_seeds, pick_device
 from kdbench.errors import UserError, did_you_mean
+from kdbench.models.make import Sizes
+from kdbench.run.opened import Setting
+from kdbench.run.store import Store
+from kdbench.suite.job import Job
+from kdbench.suite.load import Suite
+from kdbench.train.recipe import make_optimizer
+from kdbench.train.workbench import Workbench
 
 if TYPE_CHECKING:
-    import torch
-
     from kdbench.run.store import Store
     from kdbench.suite.job import Job
     from kdbench.suite.load import Suite
@@ -97,72 +105,20 @@ def chosen_jobs(jobs: list[Job], only: Sequence[str]) -> list[Job]:
     return [job for job in jobs if any(fnmatchcase(job.name, pattern) for pattern in only)]
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` or `0-4` or a mixture, without repeats.
+def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple[int, int]]:
+    """Parameters and MACs of every role, each built once, and one optimiser for each recipe.
 
     Raises:
-        UserError: not such a list.
+        UserError: a model, its options or an optimiser cannot be made.
     """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UserError(f"--seeds {text}: expects numbers such as 0,1,2 or a range such as 0-4")
-        seeds += range(int(first), int(last if dash else first) + 1)
-    return tuple(dict.fromkeys(seeds))
-
-
-def parse_duration(text: str) -> float:
-    """`90`, `90s`, `45m`, `2h` in seconds.
-
-    Raises:
-        UserError: not such a time.
-    """
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise UserError(f"--timeout {text}: expects a time such as 90s, 45m or 2h")
-    return seconds
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: there is no such device here; see `kdbench doctor`") from error
-    return device
-
-
-def pick_devices(text: str) -> tuple[str, ...]:
-    """`cuda:0,cuda:1` as names, without opening them: each worker opens its own.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    import torch
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["auto"]:
-        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
-    for name in names or [text]:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise UserError(f"--devices {name}: not a device; expects a list such as cuda:0,cuda:1") from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"--devices {name}: there is no such device here; see `kdbench doctor`")
-    return tuple(dict.fromkeys(names))
+    shapes: dict[tuple[str, str], tuple[int, int]] = {}
+    tried = set()
+    for job in jobs:
+        for role, model in job.roles.items():
+            shapes[job.pair, role] = sizes.of(model)
+        recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
+        for recipe in recipes:
+            if (text := recipe.optimizer.model_dump_json()) not in tried:
+                make_optimizer([torch.nn.Linear(2, 2)], recipe.optimizer)
+                tried.add(text)
+    return shapes

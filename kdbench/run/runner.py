@@ -5,7 +5,6 @@ One job's failure never stops the others. `crew` does the same with worker proce
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import time
 import traceback
@@ -19,7 +18,7 @@ import torch
 from kdbench.errors import UserError
 from kdbench.result import Result
 from kdbench.run.log import Log, path_of
-from kdbench.run.store import Store
+from kdbench.run.store import Store, relabelled
 from kdbench.suite.job import FrozenRole, Job
 from kdbench.train.lease import Lease
 from kdbench.train.state import Progress
@@ -110,12 +109,6 @@ def run(jobs: Sequence[Job], bench: Workbench, store: Store, listener: Listener 
 
 def summary(jobs: Sequence[Job], store: Store, trained: int) -> Summary:
     return Summary([relabelled(store.results[job.key], job) for job in jobs if job.key in store.results], trained)
-
-
-def relabelled(result: Result, job: Job) -> Result:
-    """A stored result under the labels that the suite uses now; its content is the same."""
-    cost = dataclasses.replace(result.cost, trials=job.trials) if result.cost else None
-    return dataclasses.replace(result, suite=job.suite, pair=job.pair, method=job.label, track=job.track, cost=cost)
 
 
 # teachers ------------------------------------------------------------------------------------------------------------

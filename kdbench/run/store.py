@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.result import Result
-from kdbench.suite.job import digest
+from kdbench.run.store import Store
+from kdbench.suite import winners
+from kdbench.suite.job import Job, digest, expand, matches
+from kdbench.suite.load import Suite
+from kdbench.suite.winners import Winner
 
 FINAL = ("ok", "diverged", "pruned")  # a failed or skipped job is tried again by the next run
 
@@ -82,3 +88,47 @@ def _put_away(path: Path) -> str:
     with contextlib.suppress(OSError):
         return f"set aside as {set_aside(path).name}"
     return "left where it is"
+
+
+Cell = tuple[str, str]  # pair, label
+
+
+def published(suite: Suite, store: Store) -> list[Result]:
+    """The stored results of the default track, under the suite's labels; stale ones are left out."""
+    return matching(expand(suite), store)
+
+
+def chosen(suite: Suite, store: Store, found: Mapping[Cell, Winner]) -> list[Result]:
+    """The stored results of the tuned track: those of the winners that are in force now."""
+    jobs = [winners.tuned_job(suite, winner, None, seed=seed) for seed in suite.file.seeds for winner in found.values()]
+    return matching(jobs, store)
+
+
+def matching(wanted: Iterable[Job], store: Store) -> list[Result]:
+    """The stored results of these jobs, relabelled.
+
+    Where results of several versions of the data are stored, those of the most frequent one.
+    """
+    found: list[Result] = []
+    by_cell: dict[tuple[str, int], list[Result]] = {}
+    for result in store.results.values():
+        by_cell.setdefault((result.job.get("method", {}).get("name", ""), result.seed), []).append(result)
+    for job in wanted:
+        for result in by_cell.get((job.content["method"]["name"], job.seed), ()):
+            if matches(job, result.job):
+                found.append(relabelled(result, job))
+    prints = Counter(_fingerprint(result) for result in found)
+    if len(prints) > 1:
+        kept = min(prints, key=lambda name: (-prints[name], name))
+        found = [result for result in found if _fingerprint(result) == kept]
+    return found
+
+
+def _fingerprint(result: Result) -> str:
+    return str(result.job["data"]["fingerprint"])
+
+
+def relabelled(result: Result, job: Job) -> Result:
+    """A stored result under the labels that the suite uses now; its content is the same."""
+    cost = dataclasses.replace(result.cost, trials=job.trials) if result.cost else None
+    return dataclasses.replace(result, suite=job.suite, pair=job.pair, method=job.label, track=job.track, cost=cost)

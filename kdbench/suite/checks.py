@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdbench import plugins
-from kdbench.errors import did_you_mean
+from kdbench.errors import did_you_mean, near
 from kdbench.method import Method, Plan, Refusal
 from kdbench.suite.fields import Augment, Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched, rung_role
 from kdbench.suite.search_checks import student_models
 from kdbench.suite.sentences import report
-from kdbench.suite.yaml import Node, Problems, near
+from kdbench.suite.yaml import Node, Problems
 
 _PAIR_FIELDS = tuple(name for name in Pair.model_fields if name not in ("teacher", "student"))
 _GLOB = frozenset("*?[")
@@ -151,7 +151,7 @@ def _optimizers(root: Node) -> Iterator[tuple[tuple[str, ...], Node]]:
 
 @cache
 def _timm_names() -> frozenset[str]:
-    from kdbench.models.timm_names import timm_names
+    from kdbench.plugins import timm_names
 
     return frozenset(timm_names())
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kdbench import plugins
 from kdbench.method import Method, Refusal, clashes
-from kdbench.suite.schema import RESERVED, method_model
+from kdbench.suite.knobs import RESERVED, method_model
 from kdbench.suite.sentences import report
 from kdbench.suite.yaml import Node, Problems, kind
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Method, Wrapper, knobs
 from kdbench.suite.fields import Model, Recipe, RecipeOverride, patched
-from kdbench.suite.schema import method_model
+from kdbench.suite.knobs import method_model
 
 
 def with_knobs(method: Method, overrides: Mapping[str, Any], prefix: str = "") -> Method:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from kdbench.method import Method, Wrapper, knobs
 from kdbench.suite.fields import RecipeOverride
 from kdbench.suite.job import Job, variant
+from kdbench.suite.knobs import method_model
 from kdbench.suite.load import Suite
-from kdbench.suite.schema import method_model
 from kdbench.suite.sentences import annotation_at, bare
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from kdbench.method import Method, Wrapper, knobs
 from kdbench.result import Cost
 from kdbench.suite import search_rules
 from kdbench.suite.fields import RecipeOverride
-from kdbench.suite.schema import method_model
+from kdbench.suite.knobs import method_model
 from kdbench.suite.sentences import annotation_at, fields, is_model, report
 from kdbench.suite.yaml import Node, Problems, kind
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdbench.method import Method, Wrapper, knobs
 from kdbench.suite.fields import RecipeOverride
-from kdbench.suite.schema import method_model
+from kdbench.suite.knobs import method_model
 from kdbench.suite.sentences import annotation_at, bare
 from kdbench.suite.yaml import Node, Problems
 

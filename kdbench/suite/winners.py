@@ -6,7 +6,7 @@ A file holds neither paths nor hosts nor times; the same trials give the same by
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -60,31 +60,6 @@ class Winner:
             return cls(**raw)
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(str(error)) from error
-
-
-def expected_best(values: Sequence[float], *, rising: bool = True) -> list[float]:
-    """Expected best of n trials drawn with replacement from N measured ones, for n = 1..N.
-
-    sum_i V_i [(i/N)^n - ((i-1)/N)^n] over sorted V_1 <= ... <= V_N (Dodge et al., "Show your work", EMNLP 2019, eq. 5);
-    of a falling metric the expected lowest.
-    """
-    count = len(values)
-    worst_first = sorted(values, reverse=not rising)
-    return [
-        sum(value * ((i / count) ** n - ((i - 1) / count) ** n) for i, value in enumerate(worst_first, start=1))
-        for n in range(1, count + 1)
-    ]
-
-
-def pareto_front(points: Sequence[Sequence[float]], rising: Sequence[bool]) -> list[int]:
-    """Indices of the points that no other is at least as good as in everything and better in something."""
-    signed = [[value if up else -value for value, up in zip(point, rising, strict=True)] for point in points]
-
-    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-        pairs = list(zip(one, other, strict=True))
-        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-    return [i for i, point in enumerate(signed) if not any(beats(other, point) for other in signed)]
 
 
 def knobs_of(method: Method, prefix: str = "") -> dict[str, Any]:

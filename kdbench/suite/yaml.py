@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml import events as ev
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from kdbench.errors import UserError, did_you_mean
+from kdbench.errors import SUFFIXES, UserError, did_you_mean, near
 
 DEPTH, NODES = 50, 200_000  # deeper or larger (after aliases are expanded) is a mistake or an attack
-SUFFIXES = (".yaml", ".yml")
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _TRUE, _FALSE = re.compile(r"true|True|TRUE"), re.compile(r"false|False|FALSE")
@@ -181,17 +179,6 @@ def _text(path: Path) -> str:
         before = raw[: error.start].decode("utf-8", "replace")
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         raise UserError(f"{path}:{line}:{column}: is not UTF-8 text (byte 0x{raw[error.start]:02X})") from None
-
-
-def near(path: Path, prefix: str = "") -> str:
-    """' (did you mean ...?)' among the files beside a path that does not exist; endings do not count."""
-    suffixes = SUFFIXES if path.suffix in SUFFIXES else (path.suffix,)
-    try:
-        beside = {item.stem: item.name for item in path.parent.iterdir() if item.suffix in suffixes}
-    except OSError:
-        return ""
-    close = get_close_matches(path.stem, beside, n=1)
-    return f" (did you mean '{prefix}{beside[close[0]]}'?)" if close else ""
 
 
 class _Builder:

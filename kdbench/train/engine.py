@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.batch import Batch, Probe, Profile
-from kdbench.data.augment import mixed, stream
+from kdbench.data.batches import mixed, stream
 from kdbench.method import Refusal, Stage
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import derive, draw, order, seeded
+from kdbench.tasks.classification import combined
 from kdbench.train import evaluate
 from kdbench.train.frozen import Live, Stored, exact, say
-from kdbench.train.prefixes import combined
 from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
 from kdbench.train.state import Diverged, Progress, State, Sum, Task, Trained
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdbench.result import Exit, Prefix
+from kdbench.tasks.classification import combined, leaving
 from kdbench.train import evaluate
 
 # Of the largest class probability: a fixed grid, so that nothing is chosen on the test split. Whoever deploys chooses
@@ -20,12 +21,6 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
 
 Logits = Mapping[str, Sequence[Tensor]]  # split -> one (N, C) for each role, in the order of the answer
 Labels = Mapping[str, Tensor]  # split -> (N,)
-
-
-def combined(logits: Sequence[Tensor], combine: Literal["sum", "mean"]) -> Tensor:
-    """The logits of roles that answer together: (..., C) each -> (..., C)."""
-    stacked = torch.stack(list(logits))
-    return stacked.mean(0) if combine == "mean" else stacked.sum(0)
 
 
 def ladder(logits: Sequence[Tensor], combine: Literal["sum", "mean"]) -> list[Tensor]:
@@ -95,10 +90,3 @@ def exits(
         share_K = torch.bincount(left["test"], minlength=len(macs)).double() / len(left["test"])
         out.append(Exit(threshold, scores, costs, share_K.tolist()))
     return out
-
-
-def leaving(logits_KNC: Tensor, threshold: float) -> Tensor:
-    """The prefix (0 is the first role alone) at which each image leaves, int64 (N,): all leave at the last."""
-    sure_KN = logits_KNC.double().softmax(2).amax(2) >= threshold
-    sure_KN[-1] = True
-    return sure_KN.int().argmax(0)  # the first that is sure: argmax takes the first of equals

@@ -12,7 +12,7 @@ from kdbench.data import DataSet
 from kdbench.losses import wide
 from kdbench.method import Method, Plan
 from kdbench.suite.fields import Recipe
-from kdbench.train.prefixes import combined
+from kdbench.tasks.classification import combined
 
 
 class Diverged(Exception):

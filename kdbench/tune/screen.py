@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdbench.run.progress import PLAIN_SECONDS
 from kdbench.suite.cell import Cell
 from kdbench.train.state import Progress
-from kdbench.tune.study import Outcome
+from kdbench.tune.slots import Outcome
 from kdbench.tune.tuner import Listener, Tuner
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from kdbench.suite.cell import Cell
 from kdbench.suite.winners import Winner
 from kdbench.tune.order import Order
 from kdbench.tune.screen import Screen
-from kdbench.tune.studies import row, table, title, winner_of
+from kdbench.tune.status import row, table, title
 from kdbench.tune.tuner import Tuner
+from kdbench.tune.winner import winner_of
 from kdbench.tune.workers import Workers
 
 if TYPE_CHECKING:

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING
 import optuna
 import sqlalchemy
 
-from kdbench.cli.session import try_models
 from kdbench.errors import UserError
 from kdbench.method import Refusal
 from kdbench.models.make import Sizes
 from kdbench.result import Result
 from kdbench.run import runner
-from kdbench.run.opened import Opened
+from kdbench.run.opened import Opened, try_models
 from kdbench.run.store import Store
 from kdbench.suite.cell import Cell, cell_of, tune_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.search_rules import FOLLOWED
 from kdbench.train import checkpoint
 from kdbench.train.state import Progress
+from kdbench.tune.slots import Outcome, seconds_of
 from kdbench.tune.storage import shown
 from kdbench.tune.studies import agreed, away, study_of
-from kdbench.tune.study import Claim, Outcome, seconds_of
+from kdbench.tune.study import Claim
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from training import digits, recipe, task
 
-from kdbench.data.augment import mixed
+from kdbench.data.batches import mixed
 from kdbench.data.cutmix import cut_and_mixed, windows
 from kdbench.method import Refusal
 from kdbench.methods.dkd import DKD

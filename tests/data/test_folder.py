@@ -20,7 +20,7 @@ from training import assert_same, snapshot, states, task
 
 from kdbench import data
 from kdbench.data import DataSet, files, folder, folder_index
-from kdbench.data.augment import fetch, stream
+from kdbench.data.batches import fetch, stream
 from kdbench.data.files import Files
 from kdbench.data.resized_crop import boxes
 from kdbench.errors import UserError

@@ -16,7 +16,7 @@ from small_nets import CLASSES, STUDENTS, Problem, batch
 
 from kdbench import plugins
 from kdbench.method import Method, Refusal, Wrapper, clashes, knobs
-from kdbench.suite.schema import method_model
+from kdbench.suite.knobs import method_model
 
 NAMES = plugins.builtin_methods()
 CLS: dict[str, type[Method]] = {name: plugins.method_class(name, Path()) for name in NAMES}

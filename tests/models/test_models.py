@@ -14,7 +14,7 @@ from kdbench import models
 from kdbench.errors import UserError
 from kdbench.models import size as flops
 from kdbench.models.taps import Tap, profile
-from kdbench.models.timm_names import known, own_names, timm_names
+from kdbench.plugins import known, own_names, timm_names
 
 CIFAR = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 

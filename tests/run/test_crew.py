@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from training import LITTLE
 
+from kdbench.cli.options import parse_duration, pick_devices
 from kdbench.errors import UserError
 from kdbench.run import crew, runner, worker
 from kdbench.run.crew import Crew, Hand
-from kdbench.run.opened import Setting, parse_duration, pick_devices
+from kdbench.run.opened import Setting
 from kdbench.run.runner import Listener
 from kdbench.run.store import Store
 from kdbench.train import lease

@@ -11,7 +11,8 @@ import pytest
 
 from kdbench import plugins
 from kdbench.method import Method, knob, knobs
-from kdbench.suite.schema import method_model, schema, schema_text
+from kdbench.suite.knobs import method_model
+from kdbench.suite.schema import schema, schema_text
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "suite.schema.json"
 TYPES: dict[str, Any] = {

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.suite.winners import Winner, expected_best, pareto_front, path_of, read, write
+from kdbench.suite.winners import Winner, path_of, read, write
+from kdbench.tune.winner import expected_best, pareto_front
 
 
 def winner(**changes) -> Winner:

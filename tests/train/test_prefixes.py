@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdbench.tasks.classification import combined, leaving
 from kdbench.train import evaluate
-from kdbench.train.prefixes import THRESHOLDS, combined, exits, ladder, leaving, prefixes
+from kdbench.train.prefixes import THRESHOLDS, exits, ladder, prefixes
 
 ROLES, SIZES = ("weak1", "weak2", "weak3"), [(10, 100), (20, 300), (40, 500)]
 

@@ -16,8 +16,9 @@ from optuna.trial import TrialState
 from kdbench.suite.search import Entry, Space
 from kdbench.train.lease import Owner
 from kdbench.tune import study as module
+from kdbench.tune.slots import MOST_DRAWS, MOST_LOST, Outcome, slots
 from kdbench.tune.storage import connect, mend
-from kdbench.tune.study import MOST_DRAWS, MOST_LOST, Outcome, Study, slots
+from kdbench.tune.study import Study
 
 SPACE = Space(
     (

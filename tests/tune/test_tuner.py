@@ -25,7 +25,7 @@ from kdbench.suite.winners import current, read, tuned_jobs
 from kdbench.tune import session
 from kdbench.tune.order import Order
 from kdbench.tune.screen import Screen
-from kdbench.tune.study import Outcome
+from kdbench.tune.slots import Outcome
 from kdbench.tune.tuner import Listener, Tuner
 
 SUITE = LITTLE.replace("batch_size: 32", "batch_size: 64") + "tune:\n  trials: 3\n"
@@ -281,7 +281,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path) -> None:
 
 def test_a_budget_of_seconds_ends_when_they_are_spent(tmp_path) -> None:
     tuner = Desk(tmp_path / "d", with_tune("budget: gpu_seconds, gpu_seconds: 0.05")).tune()
-    from kdbench.tune.study import seconds_of
+    from kdbench.tune.slots import seconds_of
 
     for cell in tuner.cells:
         if cell.label == "kd":

@@ -1,0 +1,57 @@
+"""What a board says about its suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.board.rows import Heading
+from kdbench.suite.fields import Recipe
+from kdbench.suite.job import NEUTRAL, method_content, recipe_content
+from kdbench.suite.load import Suite
+
+if TYPE_CHECKING:
+    pass
+
+
+def heading(suite: Suite) -> Heading:
+    """What the board says about the suite: no paths."""
+    file = suite.file
+    return Heading(
+        suite=file.name,
+        version=file.version,
+        description=file.description,
+        data=file.data.model_dump(mode="json", exclude_defaults=True),
+        recipe=_recipe(file.recipe),
+        pairs=tuple(dict.fromkeys(pair for pair, _ in suite.cells)),
+        methods={
+            label: describe(method_content(suite.methods[label], suite.method_names[label], suite.folder))
+            for label in dict.fromkeys(label for _, label in suite.cells)
+        },
+        cells=suite.cells,
+        seeds=tuple(file.seeds),
+        reported={(name, label): claim for name, pair in file.pairs.items() for label, claim in pair.reported.items()},
+        roles={
+            name: {role: _model(model.model, model.options) for role, model in pair.roles.items()}
+            for name, pair in file.pairs.items()
+        },
+        notes={name: pair.note for name, pair in file.pairs.items() if pair.note},
+    )
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's fields; of those younger than stored results, only the ones that are not at their default."""
+    content = recipe_content(recipe)
+    dumped = recipe.model_dump(mode="json", include={*content, *NEUTRAL})
+    return {name: content.get(name, value) for name, value in dumped.items()}
+
+
+def describe(content: dict[str, Any]) -> str:
+    """`kd(temperature=4.0, ...)`, `mixup(alpha=0.2) over none()`."""
+    knobs = ", ".join(f"{name}={value}" for name, value in content["knobs"].items())
+    over = f" over {describe(content['over'])}" if "over" in content else ""
+    return f"{content['name']}({knobs}){over}"
+
+
+def _model(name: str, options: dict[str, Any]) -> str:
+    return f"{Path(name).name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else Path(name).name
