@@ -6,7 +6,7 @@
 The contenders take turns, a few rounds in one process; each ratio is the median over the rounds, so that a drift of
 the machine's speed cancels. Times are CPU seconds of one thread (see `--threads`), which other work on the machine
 disturbs less than elapsed time. Peak memory is the growth of the resident set over the inputs, each in a process of
-its own. `--allocator` measures what `kdbench.train.allocator.keep_pages` is worth, on one training step of a whole model.
+its own. `--allocator` measures what `kdbench.train.memory.keep_pages` is worth, on one step of a whole model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kdbench import models
 from kdbench.models.mamba import scan
-from kdbench.train import allocator, memory
+from kdbench.train import memory
 
 CPU = torch.device("cpu")
 HOW = ("returned", "kept")  # what becomes of freed pages
@@ -78,7 +78,7 @@ def in_a_process(*arguments: str) -> float:
 def step_seconds(keep: bool, backend: str, steps: int = 6) -> float:
     """Median seconds of a training step of an 8-block Mamba of width 64 on 128 images of 28x28, with 4x4 patches."""
     if keep:
-        allocator.keep_pages()
+        memory.keep_pages()
     torch.manual_seed(0)
     model = models.build("mamba", {"backend": backend}, classes=10, channels=1, size=28)
     optimizer = torch.optim.AdamW(model.parameters())

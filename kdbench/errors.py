@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from kdbench.errors import UserError, did_you_mean
-
 
 class UserError(Exception):
     """Bad input. The message says what, where (file:line where there is one) and what to do."""

@@ -21,7 +21,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from kdbench import plugins
 from kdbench.errors import UserError, did_you_mean, near
 from kdbench.method import Method, Wrapper
 
@@ -217,15 +216,16 @@ def missing_in_file(reference: str, folder: Path) -> str | None:
 
 @cache
 def declared(package: str) -> dict[str, str]:
-    """`NAMES` of every file of kdbench/models or kdbench/data -> the file's stem; read, not imported."""
+    """`NAMES` of every file of kdbench/models or kdbench/data -> its module below that folder; read, not imported."""
     names: dict[str, str] = {}
-    for path in sorted((PACKAGE / package).glob("*.py")):
+    for path in sorted((PACKAGE / package).rglob("*.py")):
         for node in ast.parse(path.read_bytes(), filename=str(path)).body:
             if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
                 continue
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Name) and target.id == "NAMES":
-                names.update(dict.fromkeys(ast.literal_eval(node.value), path.stem))
+                module = ".".join(path.relative_to(PACKAGE / package).with_suffix("").parts)
+                names.update(dict.fromkeys(ast.literal_eval(node.value), module))
     return names
 
 
@@ -265,7 +265,7 @@ def is_wrapper(cls: type[Method]) -> bool:
 
 def own_names() -> tuple[str, ...]:
     """kdbench's own models, in the order of files and of their `NAMES`."""
-    return tuple(plugins.declared("models"))
+    return tuple(declared("models"))
 
 
 @lru_cache
@@ -284,4 +284,4 @@ def known(name: str) -> bool:
 
     The tag itself (`a1_in1k` of `resnet18.a1_in1k`) is checked by timm when the model is built.
     """
-    return name in plugins.declared("models") or name.partition(".")[0] in timm_names()
+    return name in declared("models") or name.partition(".")[0] in timm_names()

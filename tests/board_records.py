@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdbench.board.rows import Heading, Tuning
+from kdbench.board.rank import rank
+from kdbench.board.rows import Board, Heading, Tuning
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.suite.fields import Reported
 
@@ -123,3 +124,26 @@ def tuning(trials: int = 16, **changes: Any) -> Tuning:
         "configurations": None,
     }
     return Tuning(**{**values, **changes})
+
+
+NONE = [70.0, 71.0, 69.5, 70.5, 70.2]
+
+
+KD = [71.1, 71.9, 70.8, 71.4, 71.3]
+
+
+DKD = [73.0, 74.1, 72.9, 73.3, 73.5]
+
+
+BAD = [68.0, 69.1, 67.4, 68.6, 68.1]
+
+
+PAIR = {"none": NONE, "kd": KD, "bad": BAD, "dkd": DKD}
+
+
+def settings(n: int) -> Board:
+    """dkd beats kd everywhere by growing margins; `sp` has no row on the first pair."""
+    rows = [{**PAIR, "dkd": [x + 0.1 * i for x in DKD]} for i in range(n)]
+    cells = {f"p{i}": [*PAIR, *(["sp"] if i else [])] for i in range(n)}
+    given = [r for i in range(n) for r in records(f"p{i}", {**rows[i], **({"sp": BAD} if i else {})})]
+    return rank(heading(cells), given)

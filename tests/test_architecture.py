@@ -1,4 +1,4 @@
-"""The arrows of the design: imports point one way, methods see only the vocabulary, the core names no plug-in."""
+"""The house: imports point one way, methods see only the vocabulary, the core names no plug-in."""
 
 from __future__ import annotations
 
@@ -10,91 +10,21 @@ import pytest
 import kdbench
 
 PACKAGE = Path(kdbench.__file__).parent
-
-# Lower lines may import higher ones; a module may import its own line.
-LAYERS = (
-    ("__init__", "errors", "lazy", "files", "statistics"),
-    ("batch", "method", "spec", "result", "card", "streams", "allocator", "lease", "joblog", "processes"),
-    (
-        "losses",
-        "recipe",
-        "augment",
-        "cutmix",
-        "rand_augment",
-        "resized_crop",
-        "taps",
-        "decompositions",
-        "flops",
-        "memory",
-        "provenance",
-        "plugins",
-        "yamlfile",
-        "mpo",
-        "matrices",
-        "bdistil",
-        "scan",
-    ),
-    (
-        "models",
-        "data",
-        "methods",
-        "evaluate",
-        "prefixes",
-        "stored",
-        "task",
-        "wording",
-        "schema",
-        "overrides",
-        "tunerules",
-        "tunespace",
-        "configure",
-        "checks",
-    ),
-    ("suite", "engine", "checkpoint", "standing", "networks"),
-    ("job", "board", "anytime"),
-    ("space",),
-    ("tuning",),
-    ("winners", "storages"),
-    ("study",),
-    ("studies",),
-    ("store", "teachers", "cells"),
-    ("render", "render_pair", "render_anytime", "render_tuned", "picture", "picture_anytime", "workbench"),
-    ("runner", "listing", "progress", "estimate", "ladder", "setting", "deployed"),
-    ("worker",),
-    ("crew",),
-    ("tracks",),
-    ("publish",),
-    ("upkeep",),
-    ("session",),
-    ("tuner", "tune_picture"),
-    ("tune_order", "tune_screen"),
-    ("tune_workers",),
-    ("tune_session", "tune_report"),
-    ("options",),
-    ("cli_tune",),
-    ("loading", "formats"),
-    ("export",),
-    ("cli_export", "cli_ladder", "cli_show"),
-    ("cli", "__main__"),
-)
+ROOMS = ("door", "methods", "tasks", "suite", "data", "models", "train", "run", "board", "export", "tune", "cli")
 
 
-def modules() -> dict[str, list[Path]]:
-    """First part of the dotted name below kdbench -> its files."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        found.setdefault(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(path)
-    return found
+def room(path: Path) -> str:
+    """The room of a file; files at the top of the package are the door."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "door"
 
 
-def imports(path: Path, *, lazily: bool = False) -> set[str]:
-    """kdbench modules that a file imports when it is imported itself (with `lazily`: ever), outside type checking."""
+def imports(path: Path) -> set[str]:
+    """kdbench modules that a file imports, ever, below `kdbench.`; outside type checking."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        if isinstance(node, ast.FunctionDef) and not lazily:
             return
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kdbench":
             rest = node.module.split(".")[1:]
@@ -106,49 +36,39 @@ def imports(path: Path, *, lazily: bool = False) -> set[str]:
     return found
 
 
-def layer(name: str) -> int:
-    base = name.split(".")[0]
-    for number, names in enumerate(LAYERS):
-        if base in names or any(base.startswith(f"{known}_") for known in names if known in ("scan", "mpo")):
-            return number
-    raise AssertionError(f"kdbench/{base} has no layer: add it to LAYERS in {Path(__file__).name}")
+def target_room(target: str) -> str:
+    first = target.split(".")[0]
+    return first if (PACKAGE / first).is_dir() else "door"
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]
 
 
 def test_imports_point_one_way() -> None:
-    wrong = [
-        f"{path.relative_to(PACKAGE)} imports {target}"
-        for name, paths in modules().items()
-        for path in paths
-        for target in imports(path)
-        if target != "__version__" and layer(target) > layer(name)
-    ]
-    assert wrong == []
+    order = ROOMS.index
+    assert [(p.name, t) for p in FILES for t in imports(p) if order(target_room(t)) > order(room(p))] == []
+
+
+def test_every_file_has_a_room_and_no_two_modules_differ_by_an_ending_alone() -> None:
+    assert {room(path) for path in FILES} == set(ROOMS)
+    stems = sorted({path.stem for path in FILES if path.name != "__init__.py"})
+    assert [(a, b) for a in stems for b in stems if b in (a + "s", a + "ed", a + "er", a + "ing")] == []
 
 
 def test_the_core_names_no_method() -> None:
-    named = [
-        f"{path.relative_to(PACKAGE)} imports {target}"
-        for name, paths in modules().items()
-        if name != "methods"
-        for path in paths
-        for target in imports(path, lazily=True)
-        if target.startswith("methods")
-    ]
+    named = [(p.name, t) for p in FILES if room(p) != "methods" for t in imports(p) if t.startswith("methods")]
     assert named == []
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_a_method_sees_the_vocabulary_and_the_losses(path: Path) -> None:
-    companions = {"opdf": {"matrices", "mpo", "mpo_shapes"}, "progressive": {"bdistil"}}.get(
-        path.stem, set()
-    )  # the mathematics of one method, docs/adr/0006
-    allowed = {"batch", "method", "losses", "lazy"} | companions
-    seen = {target for target in imports(path, lazily=True) if not target.startswith("methods.")}
-    assert seen <= allowed
+    """What serves one method alone stands beside it, in a file that begins with an underscore."""
+    seen = {t for t in imports(path) if not t.startswith("methods.") and t != "methods"}
+    assert seen <= {"batch", "method", "losses", "lazy"}
 
 
 def test_the_loop_holds_no_name_of_a_method() -> None:
-    text = (PACKAGE / "engine.py").read_text(encoding="utf-8")
+    text = (PACKAGE / "train" / "engine.py").read_text(encoding="utf-8")
     names = {path.stem for path in (PACKAGE / "methods").glob("[!_]*.py")} - {"none", "at", "active"}  # English words
     words = {word.strip("\"'()[]{}:,.").lower() for word in text.split()}
     assert not names & words

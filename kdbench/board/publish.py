@@ -17,7 +17,7 @@ from kdbench.board.text import plain, signed
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.result import Result
-from kdbench.run.store import Store
+from kdbench.run.store import Store, chosen, published
 from kdbench.suite import winners
 from kdbench.suite.load import Suite
 
@@ -30,12 +30,12 @@ def current(suite: Suite, store: Store) -> list[Result]:
 
     Where results of several versions of the data are stored, those of the most frequent one.
     """
-    return tracks.published(suite, store)
+    return published(suite, store)
 
 
 def current_tuned(suite: Suite, store: Store) -> list[Result]:
     """The same of the tuned track: results of the winners that are in force now."""
-    return tracks.chosen(suite, store, winners.current(suite, _root(store))[0])
+    return chosen(suite, store, winners.current(suite, _root(store))[0])
 
 
 def _root(store: Store) -> Path:

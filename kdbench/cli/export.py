@@ -1,4 +1,4 @@
-"""`kdbench export`: see kdbench/export.py."""
+"""`kdbench export`: see kdbench/export/export.py."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def export(
     .safetensors holds the weights (of a timm network: under timm's names). .pt2 (torch.export) and .onnx hold the whole
     graph, preprocessing included: uint8 pixels in, logits out. The file is read back and compared before it is kept.
     """
-    from kdbench.cli.options import pick_device
     from kdbench.export.export import Request, export
+    from kdbench.train.devices import pick_device
 
     request = Request(suite, cell, to, seed, epochs, results, runs, data_root, force, track.value)
     done = export(request, pick_device(device), warn)

@@ -1,4 +1,4 @@
-"""`kdbench ladder`: see kdbench/ladder.py."""
+"""`kdbench ladder`: see kdbench/models/ladder.py."""
 
 from __future__ import annotations
 

@@ -36,13 +36,14 @@ from kdbench.cli.options import (
     console,
     emit,
     parse_duration,
-    pick_devices,
+    parse_seeds,
     warn,
 )
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError
 from kdbench.run.opened import Setting
+from kdbench.train.devices import pick_devices
 
 if TYPE_CHECKING:
     from kdbench.cli.session import Session
@@ -103,7 +104,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, epochs, track=track.value)
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
     _run(setting, device, workers, devices, timeout, dry_run, as_json)
 
 
@@ -123,7 +124,7 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Do the jobs again that failed, diverged or were skipped, and no others."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, again=True)
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), again=True)
     _run(setting, device, workers, devices, timeout, dry_run, as_json)
 
 
@@ -210,7 +211,7 @@ def plan(
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
     from kdbench.cli.session import Session
 
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), seeds, epochs, track=track.value)
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
     _print_plan(Session.open(setting, device, console(stderr=True)), as_json, cost=True)
 
 

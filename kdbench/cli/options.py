@@ -85,12 +85,14 @@ def emit(rows: list[dict[str, object]], as_json: bool) -> None:
     console().print(table if rows else "nothing there")
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` or `0-4` or a mixture, without repeats.
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """`0,1,2` or `0-4` or a mixture, without repeats; None where nothing was asked for.
 
     Raises:
         UserError: not such a list.
     """
+    if text is None:
+        return None
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -115,42 +117,3 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"--timeout {text}: expects a time such as 90s, 45m or 2h")
     return seconds
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: there is no such device here; see `kdbench doctor`") from error
-    return device
-
-
-def pick_devices(text: str) -> tuple[str, ...]:
-    """`cuda:0,cuda:1` as names, without opening them: each worker opens its own.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    import torch
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["auto"]:
-        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
-    for name in names or [text]:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise UserError(f"--devices {name}: not a device; expects a list such as cuda:0,cuda:1") from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"--devices {name}: there is no such device here; see `kdbench doctor`")
-    return tuple(dict.fromkeys(names))

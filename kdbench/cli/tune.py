@@ -1,4 +1,4 @@
-"""`kdbench tune`: see kdbench/tune_session.py."""
+"""`kdbench tune`: see kdbench/tune/session.py."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def tune(
     The suite's own configuration is the first trial. The same command in several processes or on several machines,
     with the same --storage, shares the work. Then: `kdbench run SUITE --track tuned`.
     """
-    from kdbench.cli.options import pick_devices
     from kdbench.errors import UserError
     from kdbench.run.opened import Setting
     from kdbench.suite.cell import parse_extra
+    from kdbench.train.devices import pick_devices
 
     extra = parse_extra(trials) if trials is not None else 0
     if not suite.is_file():
         from kdbench.suite.load import load
 
         load(suite)
+    from kdbench.tune import status as studies
     from kdbench.tune import storage as storages
-    from kdbench.tune import studies
 
     url = storage or storages.default_url(runs)
     if status:

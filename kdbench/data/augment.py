@@ -2,15 +2,11 @@
 
 Counter-based: what happens to an example depends on (seed, epoch, view, its index) and on nothing else, so it does not
 matter how a run was batched, interrupted or resumed, nor which method is trained.
-
-Images are a tensor on the device, or a `Source` that reads them when they are needed: then `stream`, which knows the
-batches of an epoch beforehand, lets it read ahead of the step.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +15,6 @@ from kdbench.data.rand_augment import rand_augmented
 from kdbench.data.resized_crop import boxes, resampled
 from kdbench.streams import derive, integers
 from kdbench.suite.fields import Augment
-
-if TYPE_CHECKING:
-    pass
 
 
 def pixels(
@@ -57,11 +50,11 @@ def pixels(
             height_B, width_B = (torch.full_like(index_B, side) for side in x.shape[2:])
             box_B4 = boxes(index_B, height_B, width_B, augment.random_resized_crop, seed=seed, epoch=epoch, view=view)
             x = resampled(x, box_B4, x.shape[2])
-        x = _augmented(x, index_B, augment, seed=seed, epoch=epoch, view=view)
-    return _normalised(x, mean, std)
+        x = augmented(x, index_B, augment, seed=seed, epoch=epoch, view=view)
+    return normalised(x, mean, std)
 
 
-def _augmented(x: Tensor, index_B: Tensor, augment: Augment, *, seed: int, epoch: int, view: int) -> Tensor:
+def augmented(x: Tensor, index_B: Tensor, augment: Augment, *, seed: int, epoch: int, view: int) -> Tensor:
     """What follows a resized crop, on uint8 images (B, channels, H, W) that already lie on the device."""
     if augment.crop or augment.flip:
         top_B, left_B, flip_B = parameters(index_B, augment, seed=seed, epoch=epoch, view=view)
@@ -71,7 +64,7 @@ def _augmented(x: Tensor, index_B: Tensor, augment: Augment, *, seed: int, epoch
     return x
 
 
-def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     scale, shift = _affine(mean, std, x.device)
     # Two roundings on every device; a fused multiply-add would round once, and only in some kernels.
     return x.to(torch.float32).mul_(scale).add_(shift)

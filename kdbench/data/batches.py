@@ -1,4 +1,8 @@
-"""Batches of pixels: from a tensor on the device, or from a source that reads ahead of the step."""
+"""Batches of pixels: from a tensor on the device, or from a source that reads ahead of the step.
+
+Images are a tensor on the device, or a `Source` that reads them when they are needed: then `stream`, which knows the
+batches of an epoch beforehand, lets it read ahead of the step.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from kdbench.data.augment import augmented, normalised, pixels
 from kdbench.data.cutmix import cut_and_mixed
 from kdbench.data.resized_crop import boxes
 from kdbench.suite.fields import Augment, Recipe
@@ -98,5 +103,5 @@ def _finished(
     x: Tensor, data: DataSet, index_B: Tensor, augment: Augment | None, key: tuple[int, int], view: int
 ) -> Tensor:
     if augment is not None:
-        x = _augmented(x, index_B, augment, seed=key[0], epoch=key[1], view=view)
-    return _normalised(x, data.mean, data.std)
+        x = augmented(x, index_B, augment, seed=key[0], epoch=key[1], view=view)
+    return normalised(x, data.mean, data.std)

@@ -18,7 +18,7 @@ from kdbench import data
 from kdbench.data import DataSet, default_root
 from kdbench.errors import UserError
 from kdbench.export import card as cards
-from kdbench.export import deployed, formats, loading
+from kdbench.export import deployed, formats, snippets
 from kdbench.export.card import Card, Network, Preprocessing
 from kdbench.export.deployed import Deployed
 from kdbench.files import write_atomically
@@ -27,6 +27,7 @@ from kdbench.run.store import Store
 from kdbench.suite.fields import Model
 from kdbench.suite.job import LOCAL, Job
 from kdbench.suite.load import Suite, load
+from kdbench.tasks import classification
 from kdbench.train import evaluate
 from kdbench.train.provenance import versions
 from kdbench.train.workbench import Workbench, on_device
@@ -94,7 +95,7 @@ def export(request: Request, device: torch.device, warn: Callable[[str], None] =
         difference, images = _round_trip(draft, found, card, bench)
         write_atomically(request.to, draft.read_bytes())
     names = {**others, request.to.name: difference}
-    how = {name: loading.lines(name, found, card, request.suite.name, request.seed) for name in names}
+    how = {name: snippets.lines(name, found, card, request.suite.name, request.seed) for name in names}
     target = _card_path(request.to)
     write_atomically(target, cards.render(card, names, how).encode())
     return Exported(request.to, target, difference, images, card.key)
@@ -248,7 +249,7 @@ def _preprocessing(loaded: DataSet) -> Preprocessing:
 def _confirm(found: Deployed, card: Card, bench: Workbench, request: Request) -> None:
     """Raises UserError unless the weights reach the recorded accuracy on validation."""
     logits_NC = evaluate.split_logits(found.model, bench.data.val, bench.data)
-    top1, recorded = evaluate.scores(logits_NC, bench.data.val.labels)["top1"], card.scores["val/top1"]
+    top1, recorded = classification.scores(logits_NC, bench.data.val.labels)["top1"], card.scores["val/top1"]
     if abs(top1 - recorded) > TOP1_TOLERANCE or not logits_NC.isfinite().all():
         reach = f"reach {top1:.2f}% on validation" if logits_NC.isfinite().all() else "give logits that are not finite"
         raise UserError(
@@ -267,7 +268,7 @@ def _round_trip(draft: Path, found: Deployed, card: Card, bench: Workbench) -> t
     if draft.suffix == ".safetensors":
         x = deployed.normalised(bench, IMAGES)
         formats.write_weights(draft, found.model, card.metadata())
-        read = formats.read_weights(draft, loading.empty(found, loaded.classes, loaded.channels, loaded.size))
+        read = formats.read_weights(draft, snippets.empty(found, loaded.classes, loaded.channels, loaded.size))
         expected_BC, answer_BC = deployed.logits(found.model, x), deployed.logits(read.to(bench.device), x)
     else:
         pixels = deployed.pixels(bench, IMAGES)

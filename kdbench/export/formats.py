@@ -34,7 +34,7 @@ class FromPixels(nn.Module):
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        # The same two roundings as in training: see kdbench/augment.py.
+        # The same two roundings as in training: see kdbench/data/augment.py.
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1))
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1))
 

@@ -1,7 +1,7 @@
 """Shapes of a matrix product operator (MPO, or TT-matrix): bonds, sizes and the cheapest order of contraction.
 
 A matrix (I, J) with I = prod_k i_k and J = prod_k j_k is a chain of n tensors (d_{k-1}, i_k, j_k, d_k), d_0 = d_n = 1.
-Equation numbers are those of OPDF (Zhan et al., NeurIPS 2024; see kdbench/mpo.py). No torch here: `kdbench check` reads
+Equation numbers are those of OPDF (Zhan et al., NeurIPS 2024; see _mpo.py). No torch here: `kdbench check` reads
 shapes too.
 """
 

@@ -12,7 +12,7 @@ align: false` is the paper's "+SVD", `align: false` its "MPO", the defaults "OPD
 
 Deviations. The released code reads both sides of L_Aux detached, so that it has no gradient, or comments it out: what
 it trains is `align: false`. Its weight is 1e-4 on a sum over k; here it is on the mean of Eq. 5. Signs of the
-decomposition are fixed (see kdbench/mpo.py), without which two decompositions of one matrix differ. Weight decay acts
+decomposition are fixed (see _mpo.py), without which two decompositions of one matrix differ. Weight decay acts
 on each of n factors and so n times on W: by default there is none. Of several teachers, the first is aligned with.
 """
 

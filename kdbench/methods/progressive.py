@@ -14,7 +14,7 @@ pair's roles `weak1`, `weak2`, ...: its `ladder`. With alpha = 1 no teacher is u
 - residual: the above.
 - independent: weak_k <- teacher alone, logits averaged: an ensemble without the progressive part.
 - control: one student, the pair's role `control`, by the same loss: give it the MACs of the group.
-- bdistil: D. K. Dennis et al., NeurIPS 2023 (arXiv 2302.10093), see kdbench/bdistil.py: examples drawn by K+ + K-, no
+- bdistil: D. K. Dennis et al., NeurIPS 2023 (arXiv 2302.10093), see _bdistil.py: examples drawn by K+ + K-, no
   labels, logits averaged. A student that misses the weak-learning condition stays in the answer, with a sentence in the
   result: the next rung of the ladder is the larger class that the paper asks for. One search a round, no restarts.
 """

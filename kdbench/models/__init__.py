@@ -3,8 +3,9 @@
 Each file here that declares `NAMES` builds some models: `build(name, *, classes, channels, size, **options)`. A suite
 may also name a function of its own: `./net.py:build`, called as `build(classes=, channels=, size=, **options)`.
 
-Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.models.taps.Tap`, in the
-order of the forward pass (`block1`, ..., `blockN`, `pooled`), and `kd_classifier`, the path of the final classifier.
+Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.models.taps.Tap`,
+in the order of the forward pass (`block1`, ..., `blockN`, `pooled`), and `kd_classifier`, the path of the final
+classifier.
 """
 
 from __future__ import annotations

@@ -6,25 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from kdbench.cli.options import parse_seeds, pick_device
+from kdbench.data import default_root
 from kdbench.errors import UserError, did_you_mean
 from kdbench.models.make import Sizes
-from kdbench.run.opened import Setting
 from kdbench.run.store import Store
-from kdbench.suite.job import Job
-from kdbench.suite.load import Suite
+from kdbench.suite.job import Job, expand
+from kdbench.suite.load import Suite, load
+from kdbench.suite.winners import tuned_jobs
+from kdbench.train.devices import pick_device
 from kdbench.train.recipe import make_optimizer
 from kdbench.train.workbench import Workbench
-
-if TYPE_CHECKING:
-    from kdbench.run.store import Store
-    from kdbench.suite.job import Job
-    from kdbench.suite.load import Suite
-    from kdbench.train.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class Setting:
     root: Path = Path("leaderboard")
     runs: Path = Path("runs")
     only: tuple[str, ...] = ()
-    seeds: str | None = None
+    seeds: tuple[int, ...] | None = None  # instead of the suite's
     epochs: int | None = None
     again: bool = False  # only jobs whose last result is not ok
     track: str = "default"  # "tuned": with the knobs that `kdbench tune` chose
@@ -47,20 +41,14 @@ class Setting:
         Raises:
             UserError: all that is wrong with the suite, the options or the data.
         """
-        from kdbench.data import default_root
-        from kdbench.run.store import Store
-        from kdbench.suite.load import load
-        from kdbench.train.workbench import Workbench
-
         suite = load(self.suite)
         for note in suite.notes:
             warn(note)
-        seeds = parse_seeds(self.seeds) if self.seeds is not None else None
-        jobs = chosen_jobs(self._jobs(suite, None, seeds), self.only)
+        jobs = chosen_jobs(self._jobs(suite, None), self.only)
         bench = Workbench.load(jobs[0], self.data_root or default_root(), pick_device(device), self.runs)
         for note in bench.data.notes:
             warn(note)
-        jobs = chosen_jobs(self._jobs(suite, bench.data.fingerprint, seeds, warn), self.only)
+        jobs = chosen_jobs(self._jobs(suite, bench.data.fingerprint, warn), self.only)
         store = Store(self.root, suite.file.name, warn)
         if self.again:
             jobs = [job for job in jobs if job.key in store.results and store.results[job.key].status != "ok"]
@@ -71,15 +59,11 @@ class Setting:
         self,
         suite: Suite,
         fingerprint: str | None,
-        seeds: Sequence[int] | None,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> list[Job]:
-        from kdbench.suite.job import expand
-        from kdbench.suite.winners import tuned_jobs
-
         if self.track == "tuned":
-            return tuned_jobs(suite, self.root, fingerprint, epochs=self.epochs, seeds=seeds, warn=warn)
-        return expand(suite, fingerprint, epochs=self.epochs, seeds=seeds)
+            return tuned_jobs(suite, self.root, fingerprint, epochs=self.epochs, seeds=self.seeds, warn=warn)
+        return expand(suite, fingerprint, epochs=self.epochs, seeds=self.seeds)
 
 
 @dataclass(frozen=True)

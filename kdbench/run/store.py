@@ -11,7 +11,6 @@ from pathlib import Path
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.result import Result
-from kdbench.run.store import Store
 from kdbench.suite import winners
 from kdbench.suite.job import Job, digest, expand, matches
 from kdbench.suite.load import Suite

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdbench.board.publish import current
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.result import Result
 from kdbench.run.log import last_line, path_of
 from kdbench.run.runner import title
-from kdbench.run.store import FINAL, Store, read
+from kdbench.run.store import FINAL, Store, published, read
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite
 from kdbench.train import lease
@@ -28,7 +27,7 @@ def status(suite: Suite, store: Store, runs: Path) -> tuple[list[dict[str, objec
 
     Reads leases, logs and results alone: no data, no torch. A run on another machine shows if it shares a folder.
     """
-    found = {(result.pair, result.method, result.seed): result for result in current(suite, store)}
+    found = {(result.pair, result.method, result.seed): result for result in published(suite, store)}
     held = _held([runs / "leases", store.folder / ".leases"])
     rows: list[dict[str, object]] = []
     count: Counter[str] = Counter()

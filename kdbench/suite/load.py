@@ -18,7 +18,7 @@ from kdbench import plugins
 from kdbench.errors import UserError, near
 from kdbench.method import Method
 from kdbench.suite import checks, fields, search_checks
-from kdbench.suite.methods import configure
+from kdbench.suite.configure import configure
 from kdbench.suite.schema import schema, schema_text
 from kdbench.suite.sentences import report
 from kdbench.suite.yaml import Node, Path_, Problems, read

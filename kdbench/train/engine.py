@@ -22,6 +22,7 @@ from kdbench.data.batches import mixed, stream
 from kdbench.method import Refusal, Stage
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import derive, draw, order, seeded
+from kdbench.tasks import classification
 from kdbench.tasks.classification import combined
 from kdbench.train import evaluate
 from kdbench.train.frozen import Live, Stored, exact, say
@@ -328,7 +329,7 @@ class Engine:
                     (model,) = self._deployed((role,))
                     self.validated[role] = evaluate.split_logits(model, data.val, data, self.precision)
             logits_NC = combined([self.validated[role] for role in roles], plan.combine)
-            found = evaluate.scores(logits_NC, data.val.labels)
+            found = classification.scores(logits_NC, data.val.labels)
             metrics |= {prefix + name: found[name] for name in ("top1", "nll")}
         return metrics
 

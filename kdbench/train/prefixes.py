@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdbench.result import Exit, Prefix
+from kdbench.tasks import classification
 from kdbench.tasks.classification import combined, leaving
-from kdbench.train import evaluate
 
 # Of the largest class probability: a fixed grid, so that nothing is chosen on the test split. Whoever deploys chooses
 # the threshold by validation; the test scores stand beside it.
@@ -48,7 +48,7 @@ def prefixes(
     together = {split: ladder(said, combine) for split, said in logits.items()}
 
     def scores(said: Mapping[str, Sequence[Tensor]], k: int) -> dict[str, float]:
-        found = {split: evaluate.scores(said[split][k], labels[split], teacher[split]) for split in said}
+        found = {split: classification.scores(said[split][k], labels[split], teacher[split]) for split in said}
         return {f"{split}/{name}": value for split, values in found.items() for name, value in values.items()}
 
     return [

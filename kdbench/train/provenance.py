@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_state() -> str:
     """Commit of kdbench's own checkout, `+` appended when the package has uncommitted changes; "" outside git."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, timeout=10)

@@ -26,6 +26,7 @@ from kdbench.models import size, weights
 from kdbench.models.make import network
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole
+from kdbench.tasks import classification
 from kdbench.train import checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
@@ -130,7 +131,7 @@ def _make(
     found = {
         f"{name}/{metric}": value
         for name, logits_NC in logits.items()
-        for metric, value in evaluate.scores(logits_NC, labels[name]).items()
+        for metric, value in classification.scores(logits_NC, labels[name]).items()
     }
     record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
     _keep(folder, model, logits, record)

@@ -22,7 +22,8 @@ from kdbench.models.mamba import scan
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole, Job
-from kdbench.train import allocator, checkpoint, evaluate, memory, prefixes, teachers
+from kdbench.tasks import classification
+from kdbench.train import checkpoint, evaluate, memory, prefixes, teachers
 from kdbench.train.engine import Engine
 from kdbench.train.provenance import provenance
 from kdbench.train.recipe import precision_on
@@ -45,7 +46,7 @@ class Workbench:
     def load(cls, job: Job, root: Path, device: torch.device, runs: Path, **callbacks: Any) -> Workbench:
         """The job's data set, read and put on the device."""
         if device.type == "cpu":
-            allocator.keep_pages()
+            memory.keep_pages()
         return cls(on_device(data.load(job.data, root, job.folder), device), device, runs, **callbacks)
 
     def teacher(self, role: FrozenRole) -> Frozen:
@@ -137,7 +138,9 @@ class Workbench:
         }
         scores: dict[str, float] = {}
         for name, logits in said.items():
-            found = evaluate.scores(prefixes.combined(logits, job.plan.combine), chosen[name].labels, taught[name])
+            found = classification.scores(
+                classification.combined(logits, job.plan.combine), chosen[name].labels, taught[name]
+            )
             scores |= {f"{name}/{metric}": value for metric, value in found.items()}
         cost = Cost(
             train_seconds=trained.seconds,

@@ -20,10 +20,10 @@ from kdbench.suite.cell import Cell, rises, tune_of
 from kdbench.suite.fields import Tune
 from kdbench.suite.load import Suite
 from kdbench.suite.winners import Winner
+from kdbench.tune.best import chosen, complete, winner_of
 from kdbench.tune.picture import Point, curves, study_picture
 from kdbench.tune.status import look
 from kdbench.tune.study import Study
-from kdbench.tune.winner import chosen, complete, winner_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

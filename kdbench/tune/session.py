@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from kdbench.suite import winners
 from kdbench.suite.cell import Cell
 from kdbench.suite.winners import Winner
+from kdbench.tune.best import winner_of
+from kdbench.tune.crew import Workers
 from kdbench.tune.order import Order
 from kdbench.tune.screen import Screen
 from kdbench.tune.status import row, table, title
 from kdbench.tune.tuner import Tuner
-from kdbench.tune.winner import winner_of
-from kdbench.tune.workers import Workers
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from kdbench.errors import UserError
 from kdbench.suite.cell import Cell, cell_of, rises, tune_of
 from kdbench.suite.load import Suite, load
+from kdbench.tune.best import complete
+from kdbench.tune.setup import study_of
 from kdbench.tune.slots import seconds_of
 from kdbench.tune.storage import connect, file_of, shown
 from kdbench.tune.study import Study

@@ -29,9 +29,9 @@ from kdbench.suite.job import Job, variant
 from kdbench.suite.search_rules import FOLLOWED
 from kdbench.train import checkpoint
 from kdbench.train.state import Progress
+from kdbench.tune.setup import agreed, away, study_of
 from kdbench.tune.slots import Outcome, seconds_of
 from kdbench.tune.storage import shown
-from kdbench.tune.studies import agreed, away, study_of
 from kdbench.tune.study import Claim
 
 if TYPE_CHECKING:

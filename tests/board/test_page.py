@@ -7,8 +7,21 @@ import random
 import re
 
 import pytest
-from board_records import TEACHER, heading, ladder, record, records, reported, tuning
-from test_board import BAD, DKD, KD, NONE, PAIR, settings
+from board_records import (
+    BAD,
+    DKD,
+    KD,
+    NONE,
+    PAIR,
+    TEACHER,
+    heading,
+    ladder,
+    record,
+    records,
+    reported,
+    settings,
+    tuning,
+)
 
 from kdbench.board.page import Summary, index, markdown
 from kdbench.board.rank import rank

@@ -11,10 +11,9 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from board_records import heading, record, records
+from board_records import BAD, DKD, KD, NONE, PAIR, heading, record, records, settings
 from matplotlib import style
 from matplotlib.text import Text
-from test_board import BAD, DKD, KD, NONE, PAIR, settings
 
 from kdbench.board import picture
 from kdbench.board.rank import rank
@@ -22,7 +21,7 @@ from kdbench.board.rows import Board
 
 SCRIPT = """
 import sys
-from test_board import settings
+from board_records import settings
 from kdbench.board.picture import svg
 sys.stdout.buffer.write(svg(settings(3)).encode())
 """
@@ -51,7 +50,7 @@ def test_the_bytes_are_the_same_in_another_process_and_under_other_settings(tmp_
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: none\nlines.linewidth: 9\n")
     here = picture.svg(settings(3))
     environment = {**os.environ, "PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, env=environment, check=True)
     assert done.stdout.decode() == here
     with matplotlib.rc_context({"axes.facecolor": "black"}):

@@ -8,11 +8,10 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from board_records import heading, ladder, records, reported
+from board_records import KD, NONE, PAIR, heading, ladder, records, reported
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.text import Text
-from test_board import KD, NONE, PAIR
 
 from kdbench.board import picture, picture_prefixes
 from kdbench.board.rank import rank

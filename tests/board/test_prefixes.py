@@ -6,9 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from board_records import heading, ladder, record, records
+from board_records import KD, NONE, heading, ladder, record, records
 from scipy import stats
-from test_board import KD, NONE
 
 from kdbench.board.prefixes import anytime
 from kdbench.board.rank import rank

@@ -8,18 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from board_records import TEACHER, heading, record, records, reported
+from board_records import BAD, DKD, KD, NONE, PAIR, TEACHER, heading, record, records, reported, settings
 from scipy import stats
 
 from kdbench.board.rank import rank
-from kdbench.board.rows import BETTER, NOT_SEPARABLE, WORSE, Board, Row, Table
+from kdbench.board.rows import BETTER, NOT_SEPARABLE, WORSE, Row, Table
 from kdbench.result import Result
-
-NONE = [70.0, 71.0, 69.5, 70.5, 70.2]
-KD = [71.1, 71.9, 70.8, 71.4, 71.3]
-DKD = [73.0, 74.1, 72.9, 73.3, 73.5]
-BAD = [68.0, 69.1, 67.4, 68.6, 68.1]
-PAIR = {"none": NONE, "kd": KD, "bad": BAD, "dkd": DKD}
 
 
 def table(rows: dict[str, list[float]], seeds: int = 5) -> Table:
@@ -250,14 +244,6 @@ def test_reported_numbers_find_their_rows() -> None:
     assert row(found, "none").reported is None
     assert found.teacher is not None
     assert found.teacher.reported == claims["p", "teacher"]
-
-
-def settings(n: int) -> Board:
-    """dkd beats kd everywhere by growing margins; `sp` has no row on the first pair."""
-    rows = [{**PAIR, "dkd": [x + 0.1 * i for x in DKD]} for i in range(n)]
-    cells = {f"p{i}": [*PAIR, *(["sp"] if i else [])] for i in range(n)}
-    given = [r for i in range(n) for r in records(f"p{i}", {**rows[i], **({"sp": BAD} if i else {})})]
-    return rank(heading(cells), given)
 
 
 def test_across_settings() -> None:

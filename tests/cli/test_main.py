@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import kdbench
 from training import LITTLE
 
-from kdbench.cli import main
-
 SUITE = LITTLE
-
-
-@dataclass
-class Done:
-    returncode: int | str | None
-    stdout: str
-    stderr: str
-
-
-def kdbench(folder: Path, *arguments: str) -> Done:
-    """What `kdbench ...` does in that folder; in this process, because importing torch takes seconds."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    code: int | str | None = 0
-    try:
-        sys.argv = ["kdbench", *arguments]
-        with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = argv
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

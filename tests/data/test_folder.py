@@ -27,6 +27,7 @@ from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.methods.kd import KD
 from kdbench.suite.fields import Augment, Data, Recipe, ResizedCrop
+from kdbench.tasks import classification
 from kdbench.train import evaluate
 from kdbench.train.engine import Engine
 from kdbench.train.state import State
@@ -289,7 +290,8 @@ def test_streams_read_ahead_and_keep_their_workers(tree: Path) -> None:
 def test_a_program_that_ends_with_open_workers_ends_quietly(tree: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom kdbench import data\nfrom kdbench.data.augment import stream\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom kdbench import data\n"
+        "from kdbench.data.batches import stream\n"
         "from kdbench.suite.fields import Data\n"
         "options = {'path': 'tree', 'size': 8, 'workers': 2}\n"
         "found = data.load(Data(name='folder', options=options), Path(sys.argv[1]))\n"
@@ -349,7 +351,7 @@ def test_it_learns(tree: Path) -> None:
     made = Recipe.model_validate({"epochs": 12, "batch_size": 12, "optimizer": {"lr": 0.05}, "augment": IMAGENET})
     answer = trained(found, KD(ce_weight=1.0, kd_weight=0.0), made).answer
     logits_NC = evaluate.split_logits(answer, found.test, found)
-    assert evaluate.scores(logits_NC, found.test.labels)["top1"] > 60
+    assert classification.scores(logits_NC, found.test.labels)["top1"] > 60
 
 
 # what is refused -----------------------------------------------------------------------------------------------------

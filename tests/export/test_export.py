@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import kdbench
 from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_cli import kdbench
 
 from kdbench import models
-from kdbench.export import card, deployed, export, formats, loading
+from kdbench.export import card, deployed, export, formats, snippets
 from kdbench.export.card import Card, Network, Preprocessing
 from kdbench.models import operators, weights
 from kdbench.models.timm_models import create
@@ -281,8 +281,8 @@ def test_a_network_that_resizes_its_images_is_told_so(monkeypatch) -> None:
     found = deployed.Deployed(model, lambda: model, {"student": spec}, plain=True)
     shape = Preprocessing(8, 1, 10, (0.3,), (0.2,))
     about = a_card(preprocessing=shape, networks=(Network("student", spec.model, options, 16),))
-    lines = loading.lines("m.safetensors", found, about, "s.yaml", None)
-    again = loading.empty(found, 10, 1, 8)
+    lines = snippets.lines("m.safetensors", found, about, "s.yaml", None)
+    again = snippets.empty(found, 10, 1, 8)
     again.load_state_dict(model.state_dict())
     pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     x = (pixels / 255 - 0.3) / 0.2

@@ -426,7 +426,7 @@ def test_the_module_imports_neither_torch_nor_tensorly() -> None:
 
 @pytest.mark.parametrize("name", ["digits-opdf", "cifar10-opdf"])
 def test_the_suites_are_valid(name: str) -> None:
-    suite = load(Path(__file__).parent.parent / "suites" / f"{name}.yaml")
+    suite = load(Path(__file__).parents[2] / "suites" / f"{name}.yaml")
     arms = {"none", "kd", "kd+svd", "kd+mpo", "kd+opdf", "dkd", "dkd+opdf"}
     assert arms <= set(suite.methods)
     assert isinstance(suite.methods["kd+svd"], OPDF)

@@ -31,6 +31,7 @@ from kdbench.models.mamba import scan_native
 from kdbench.result import Result
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
+from kdbench.tasks import classification
 from kdbench.train import evaluate
 from kdbench.train.engine import Engine
 from kdbench.train.state import Sum, Task
@@ -158,7 +159,7 @@ def test_resuming_in_the_middle_of_the_fourth_stage_ends_with_the_same_bits(load
     assert len(again.parts) == 4
     assert len(whole.curves["train/weak4/loss"]) == 8
     # Each stage validates the answer as far as to its student, the last one the whole.
-    end = evaluate.scores(
+    end = classification.scores(
         evaluate.split_logits(whole.parts[0], loaded.val, loaded)
         + evaluate.split_logits(whole.parts[1], loaded.val, loaded),
         loaded.val.labels,
@@ -373,7 +374,7 @@ def test_the_wrapped_method_s_refusals_and_needs_stay(loaded) -> None:
 def test_a_job_of_the_suite_records_every_prefix_and_keeps_the_whole_ladder(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    path = Path(__file__).parent.parent / "suites" / "digits-pkd.yaml"
+    path = Path(__file__).parents[2] / "suites" / "digits-pkd.yaml"
     text = path.read_text().replace("min_top1: 90", "min_top1: 0")
     (tmp_path / "digits-pkd.yaml").write_text(text)
     suite = load(tmp_path / "digits-pkd.yaml")
@@ -392,7 +393,8 @@ def test_a_job_of_the_suite_records_every_prefix_and_keeps_the_whole_ladder(tmp_
     kept = Sum([bench.build(job, prefix.role) for prefix in found.prefixes]).eval()
     kept.load_state_dict(load_file(tmp_path / "runs" / "students" / f"{job.key}.safetensors"))
     said = evaluate.split_logits(kept, bench.data.test, bench.data)
-    assert evaluate.scores(said, bench.data.test.labels)["top1"] == pytest.approx(found.scores["test/top1"], abs=0.2)
+    top1 = classification.scores(said, bench.data.test.labels)["top1"]
+    assert top1 == pytest.approx(found.scores["test/top1"], abs=0.2)
     alone = bench.perform(jobs["cnn", "control"])
     assert (alone.prefixes, alone.exits) == ([], [])
     assert alone.cost is not None

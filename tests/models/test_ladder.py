@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import kdbench
+from commands import kdbench
 
 from kdbench import models
 from kdbench.models import size

@@ -48,7 +48,7 @@ def test_known(name: str, expected: bool) -> None:
 
 def test_names_need_neither_torch_nor_timm() -> None:
     code = (
-        "import sys; from kdbench import models; from kdbench.models import names; "
+        "import sys; from kdbench import models, plugins as names; "
         "assert names.known('resnet20') and names.known('vit_tiny_patch16_224') and models.own_names(); "
         "print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from training import LITTLE
 
-from kdbench.cli.options import parse_duration, pick_devices
+from kdbench.cli.options import parse_duration
 from kdbench.errors import UserError
 from kdbench.run import crew, runner, worker
 from kdbench.run.crew import Crew, Hand
@@ -19,6 +19,7 @@ from kdbench.run.opened import Setting
 from kdbench.run.runner import Listener
 from kdbench.run.store import Store
 from kdbench.train import lease
+from kdbench.train.devices import pick_devices
 
 SUITE = LITTLE.replace(
     "methods:",

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from test_cli import kdbench
+from commands import kdbench
 
 from kdbench.errors import UserError
 from kdbench.result import Result

@@ -14,7 +14,7 @@ from kdbench.method import Method, knob, knobs
 from kdbench.suite.knobs import method_model
 from kdbench.suite.schema import schema, schema_text
 
-PUBLISHED = Path(__file__).parents[1] / "docs" / "suite.schema.json"
+PUBLISHED = Path(__file__).parents[2] / "docs" / "suite.schema.json"
 TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,

@@ -21,7 +21,7 @@ from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite, load
 from kdbench.train.workbench import Workbench
 
-FOLDER = Path(__file__).parent.parent / "suites"
+FOLDER = Path(__file__).parents[2] / "suites"
 SUITES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 CIFAR = ("cifar10.yaml", "cifar100.yaml")
 PAIRS = (

@@ -10,7 +10,7 @@ import pytest
 
 from kdbench.errors import UserError
 from kdbench.suite.winners import Winner, path_of, read, write
-from kdbench.tune.winner import expected_best, pareto_front
+from kdbench.tune.best import expected_best, pareto_front
 
 
 def winner(**changes) -> Winner:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
+from kdbench.tasks import classification
 from kdbench.train import evaluate
 
 
@@ -26,7 +27,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 def test_every_metric_equals_a_numpy_loop() -> None:
     logits, labels, teacher = example()
-    found = evaluate.scores(logits, labels, teacher)
+    found = classification.scores(logits, labels, teacher)
     p, t, y = softmax(logits.double().numpy()), softmax(teacher.double().numpy()), labels.numpy()
     n, right, brier, kl, agree, errors, repeated = len(y), 0, 0.0, 0.0, 0, 0, 0
     bins = [[] for _ in range(15)]
@@ -57,7 +58,7 @@ def test_every_metric_equals_a_numpy_loop() -> None:
 def test_a_perfect_student_of_a_perfect_teacher() -> None:
     labels = torch.arange(6)
     logits = 100.0 * torch.eye(6)
-    found = evaluate.scores(logits, labels, logits)
+    found = classification.scores(logits, labels, logits)
     assert found["top1"] == 100
     assert found["agreement"] == 1
     assert found["nll"] == pytest.approx(0, abs=1e-12)
@@ -67,7 +68,7 @@ def test_a_perfect_student_of_a_perfect_teacher() -> None:
 
 
 def test_uniform_predictions_are_calibrated_on_balanced_classes() -> None:
-    found = evaluate.scores(torch.zeros(40, 4), torch.arange(40) % 4)
+    found = classification.scores(torch.zeros(40, 4), torch.arange(40) % 4)
     assert found["nll"] == pytest.approx(math.log(4))
     assert found["brier"] == pytest.approx(0.75)
     assert found["ece"] == pytest.approx(0.0)

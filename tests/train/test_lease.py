@@ -56,7 +56,8 @@ def test_one_owner_until_it_lets_go(path: Path) -> None:
 
 
 def test_a_dead_process_of_this_machine_is_replaced_at_once(path: Path) -> None:
-    code = f"import os, pathlib; from kdbench.train.lease import Lease; Lease.acquire(pathlib.Path({str(path)!r})); os._exit(9)"
+    taken = f"Lease.acquire(pathlib.Path({str(path)!r}))"
+    code = f"import os, pathlib; from kdbench.train.lease import Lease; {taken}; os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     assert path.exists()
     assert holder(path) is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdbench.tasks import classification
 from kdbench.tasks.classification import combined, leaving
-from kdbench.train import evaluate
 from kdbench.train.prefixes import THRESHOLDS, exits, ladder, prefixes
 
 ROLES, SIZES = ("weak1", "weak2", "weak3"), [(10, 100), (20, 300), (40, 500)]
@@ -47,9 +47,9 @@ def test_every_prefix_has_scores_size_and_its_role_alone(said, labels, teacher, 
     for k, prefix in enumerate(found):
         for split in ("val", "test"):
             together = ladder(said[split], combine)[k]
-            for name, value in evaluate.scores(together, labels[split], teacher[split]).items():
+            for name, value in classification.scores(together, labels[split], teacher[split]).items():
                 assert prefix.scores[f"{split}/{name}"] == value
-            for name, value in evaluate.scores(said[split][k], labels[split], teacher[split]).items():
+            for name, value in classification.scores(said[split][k], labels[split], teacher[split]).items():
                 assert prefix.alone[f"{split}/{name}"] == value
         assert {"val/top1", "test/nll", "test/ece", "test/agreement"} <= set(prefix.scores)
     assert found[0].scores == found[0].alone

@@ -11,10 +11,10 @@ from kdbench.errors import UserError
 from kdbench.suite.cell import cell_of, tune_of
 from kdbench.suite.load import load
 from kdbench.tune import report
+from kdbench.tune.setup import study_of
 from kdbench.tune.slots import Outcome
 from kdbench.tune.status import look
 from kdbench.tune.storage import connect
-from kdbench.tune.studies import study_of
 
 SUITE = """
 name: little

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_study import assert_exact, attack, open_study, tune
+from studies import assert_exact, attack, open_study, tune
 
 from kdbench.errors import UserError
 from kdbench.tune.storage import connect, file_of, shown

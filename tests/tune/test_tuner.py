@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import Done, kdbench
 from optuna.trial import TrialState
-from test_cli import Done, kdbench
 from training import LITTLE
 
 from kdbench.errors import UserError
@@ -242,7 +242,7 @@ def test_a_pruned_trial_is_recorded_and_counts(tmp_path, monkeypatch) -> None:
         def prune(self, study, trial) -> bool:
             return trial.number > 0
 
-    monkeypatch.setattr("kdbench.tune.studies.pruner_of", lambda name, epochs: Eager())
+    monkeypatch.setattr("kdbench.tune.setup.pruner_of", lambda name, epochs: Eager())
     desk = Desk(tmp_path / "d", with_tune("trials: 2, pruner: median"))
     tuner = desk.tune()
     rows = table(tuner, "kd")

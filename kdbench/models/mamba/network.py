@@ -3,10 +3,10 @@
 A. Gu, T. Dao: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023 (the block, S6). The bidirectional
 variant is that of L. Zhu et al.: Vision Mamba, ICML 2024, algorithm 1. The block's parameters have the names and the
 initial values of `mamba_ssm.Mamba` (2.3), whose weights load strictly, and the other way round; out_proj is scaled by
-1 / sqrt(depth) as in mamba_ssm's own model. The scan itself is in kdbench/scan.py.
+1 / sqrt(depth) as in mamba_ssm's own model. The scan itself is in scan.py.
 
-Multiply-accumulates (`kdbench.models.size.count`): with width D, inner width E = expand * D, rank R of delta, N states, K
-taps of the convolution and L tokens, a block needs L (2 D E + K E + E (R + 2 N) + R E + 4.5 E N + 2 E + E D + 2.5 D).
+Multiply-accumulates (`kdbench.models.size.count`): with width D, inner width E = expand * D, rank R of delta, N states,
+K taps of the convolution and L tokens, a block needs L (2 D E + K E + E (R + 2 N) + R E + 4.5 E N + 2 E + E D + 2.5 D).
 Patches and classifier come on top. The scan's 4.5 E N is the literature's "9 L E N FLOPs".
 """
 
@@ -30,8 +30,8 @@ BLOCKS = ("mamba", "mamba2")
 class Mamba(nn.Module):
     """The Mamba-1 block: (B, L, d_model) -> (B, L, d_model).
 
-    `scan_backend` is one of `kdbench.models.mamba.scan.BACKENDS`. With `bidirectional` a second convolution, scan and delta with
-    parameters of their own (`conv1d_b`, `A_b_log`, ...) read the sequence from its end; both are summed.
+    `scan_backend` is one of `kdbench.models.mamba.scan.BACKENDS`. With `bidirectional` a second convolution, scan and
+    delta with parameters of their own (`conv1d_b`, `A_b_log`, ...) read the sequence from its end; both are summed.
 
     Shapes: E channels inside the block, N states, R the rank of delta.
     """

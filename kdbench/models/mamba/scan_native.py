@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kdbench.models.mamba.scan_inputs import Inputs
 
-SOURCE = Path(__file__).parent / "native" / "selective_scan.cpp"
+SOURCE = Path(__file__).parent / "selective_scan.cpp"
 COMPILE = ["-std=c++17", "-O3", "-fPIC", "-Wno-psabi", "-ffast-math", "-fno-finite-math-only", "-fno-associative-math"]
 LINK = ["-shared", "-pthread"]
 THIS_CPU = ["-march=native"]  # left out where the compiler does not know it

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from kdbench.train import allocator
+from kdbench.train import memory
 
 SCRIPT = """
 import json, resource, sys
-from kdbench import allocator
-kept = allocator.keep_pages() if "keep" in sys.argv else None
+from kdbench.train import memory as allocator
+kept = memory.keep_pages() if "keep" in sys.argv else None
 size = 48 << 20  # more than glibc ever keeps by itself
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,7 +27,7 @@ for _ in range(8):
     del block
 counted = faults() - before
 full = resident()
-allocator.give_back()
+memory.give_back()
 print(json.dumps([kept, counted, full - resident()]))
 """
 
@@ -37,7 +37,7 @@ def measured(*arguments: str) -> list[int]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(allocator._glibc() is None, reason="needs glibc")
+@pytest.mark.skipif(memory._glibc() is None, reason="needs glibc")
 def test_freed_pages_stay_until_they_are_given_back() -> None:
     kept, faults, returned = measured("keep")
     _, without, _ = measured()
@@ -49,6 +49,6 @@ def test_freed_pages_stay_until_they_are_given_back() -> None:
 
 
 def test_another_allocator_is_left_alone(monkeypatch) -> None:
-    monkeypatch.setattr(allocator, "_glibc", lambda: None)
-    assert allocator.keep_pages() is False
-    allocator.give_back()
+    monkeypatch.setattr(memory, "_glibc", lambda: None)
+    assert memory.keep_pages() is False
+    memory.give_back()

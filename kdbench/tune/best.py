@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from kdbench.suite import winners
 from kdbench.suite.cell import Cell, rises
 from kdbench.suite.fields import Tune
 from kdbench.suite.load import Suite
@@ -34,7 +33,7 @@ def winner_of(suite: Suite, cell: Cell, study: Study, tune: Tune) -> Winner | No
     rising = [rises(name) for name in cell.objectives]
     points = [trial.values for trial in trials]
     many = len(rising) > 1
-    front = winners.pareto_front(points, rising) if many else range(len(points))
+    front = pareto_front(points, rising) if many else range(len(points))
     sign = 1.0 if rising[0] else -1.0
     best = max(front, key=lambda i: (sign * points[i][0], -i))  # of equals the earlier: the suite's own is the first
     overrides = chosen(trials[best])
@@ -56,7 +55,7 @@ def winner_of(suite: Suite, cell: Cell, study: Study, tune: Tune) -> Winner | No
         value=values[best],
         values=values,
         default_value=first.trial.values[0] if first and first.verdict == "ok" and first.trial.values else None,
-        expected_best=[round(value, 6) for value in winners.expected_best(values, rising=rising[0])],
+        expected_best=[round(value, 6) for value in expected_best(values, rising=rising[0])],
         epochs=cell.epochs,
         seeds=list(tune.seeds),
         sampler=cell.sampler,
