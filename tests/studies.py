@@ -12,8 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from kdbench.suite.search import Entry, Space
-from kdbench.tune import study as module
-from kdbench.tune.slots import Outcome
+from kdbench.tune.slots import Outcome, seconds_of
 from kdbench.tune.storage import connect
 from kdbench.tune.study import Study
 
@@ -123,6 +122,6 @@ def assert_exact(study: Study, budget: int, kills: int) -> None:
     assert sorted(study.table) == list(range(budget))
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(budget))
-    assert module.seconds_of(study.trials) == budget
+    assert seconds_of(study.trials) == budget
     assert sum(trial.user_attrs["attempt"] for trial in complete) == kills
     assert not [trial for trial in study.trials if trial.state == TrialState.RUNNING]

@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from kdbench.data import default_root
 from kdbench.errors import UserError, did_you_mean
-from kdbench.models.make import Sizes
-from kdbench.run.store import Store
-from kdbench.suite.job import Job, expand
-from kdbench.suite.load import Suite, load
-from kdbench.suite.winners import tuned_jobs
-from kdbench.train.devices import pick_device
-from kdbench.train.recipe import make_optimizer
-from kdbench.train.workbench import Workbench
+
+if TYPE_CHECKING:
+    from kdbench.models.make import Sizes
+    from kdbench.run.store import Store
+    from kdbench.suite.job import Job
+    from kdbench.suite.load import Suite
+    from kdbench.train.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,12 @@ class Setting:
         Raises:
             UserError: all that is wrong with the suite, the options or the data.
         """
+        from kdbench.data import default_root
+        from kdbench.run.store import Store
+        from kdbench.suite.load import load
+        from kdbench.train.devices import pick_device
+        from kdbench.train.workbench import Workbench
+
         suite = load(self.suite)
         for note in suite.notes:
             warn(note)
@@ -61,6 +64,9 @@ class Setting:
         fingerprint: str | None,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> list[Job]:
+        from kdbench.suite.job import expand
+        from kdbench.suite.winners import tuned_jobs
+
         if self.track == "tuned":
             return tuned_jobs(suite, self.root, fingerprint, epochs=self.epochs, seeds=self.seeds, warn=warn)
         return expand(suite, fingerprint, epochs=self.epochs, seeds=self.seeds)
@@ -95,6 +101,10 @@ def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple
     Raises:
         UserError: a model, its options or an optimiser cannot be made.
     """
+    import torch
+
+    from kdbench.train.recipe import make_optimizer
+
     shapes: dict[tuple[str, str], tuple[int, int]] = {}
     tried = set()
     for job in jobs:

@@ -12,7 +12,7 @@ from kdbench.train import memory
 
 SCRIPT = """
 import json, resource, sys
-from kdbench.train import memory as allocator
+from kdbench.train import memory
 kept = memory.keep_pages() if "keep" in sys.argv else None
 size = 48 << 20  # more than glibc ever keeps by itself
 def faults():

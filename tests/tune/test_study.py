@@ -13,7 +13,7 @@ from studies import SPACE, assert_exact, attack, open_study, tune
 from kdbench.suite.search import Entry
 from kdbench.train.lease import Owner
 from kdbench.tune import study as module
-from kdbench.tune.slots import MOST_DRAWS, MOST_LOST, Outcome, slots
+from kdbench.tune.slots import MOST_DRAWS, MOST_LOST, Outcome, seconds_of, slots
 from kdbench.tune.storage import mend
 
 
@@ -34,7 +34,7 @@ def test_a_lone_worker_fills_every_slot_once_and_begins_with_the_suites_own(url:
     assert study.trials[0].params == {"x": 1.0, "kind": "a"}
     assert study.done(8)
     assert [slot.number for slot in study.table.values()] == list(range(8))
-    assert module.seconds_of(study.trials) == 16.0
+    assert seconds_of(study.trials) == 16.0
     assert tune(study, 8) == []
     assert len(tune(study, 11)) == 3  # an extension
 
@@ -178,7 +178,7 @@ def test_failures_and_prunings_are_final(url: str) -> None:
     assert [slot.verdict for slot in study.table.values()] == ["failed", "diverged", "pruned"]
     assert study.table[0].reason == "because"
     assert study.done(3)
-    assert module.seconds_of(study.trials) == 1.0  # one job, three trials
+    assert seconds_of(study.trials) == 1.0  # one job, three trials
 
 
 def test_enumerated_configurations_are_tried_in_order(url: str) -> None:
