@@ -28,7 +28,7 @@ from kdbench.suite.fields import Augment, Recipe
 from kdbench.train import memory
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import autocast, precision_on
-from kdbench.train.state import Task
+from kdbench.train.state import Training
 
 BATCH = 128
 
@@ -89,7 +89,7 @@ def engine(kind: str, device: torch.device, loaded: DataSet, steps: int) -> floa
     plan = method.plan(("teacher", "student"))
     roles = {role: network("resnet20", device) for role in plan.roles}
     recipe = Recipe(epochs=1, batch_size=BATCH, augment=Augment(crop=4, flip=True))
-    return Engine(Task(method, plan, roles, loaded, recipe, 0)).train().seconds
+    return Engine(Training(method, plan, roles, loaded, recipe, 0)).train().seconds
 
 
 LOOPS = {"bare": bare, "engine": engine}

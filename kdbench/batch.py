@@ -1,7 +1,8 @@
 """What flows through a training step: `Batch` in, `Out` from each model; `Probe` and `Profile` beside them.
 
 Shape legend, used as suffixes in the whole code base:
-    B batch   C classes   N training examples   D features   H, W height, width   L tokens   K negatives, neighbours
+    B batch   R rows of decisions   C classes   N training examples   D features   H, W height, width   L tokens
+    K negatives, neighbours
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from kdbench.targets import Targets
+    from kdbench.tasks import Task
+
 
 @dataclass(frozen=True)
 class Batch:
     """One training batch, already on the device.
 
-    `x` is opaque to losses (an image tensor (B, channels, H, W), or later a dict of token ids). `targets_BC` are
-    probabilities, never ints, so that label smoothing, mixup and CutMix need no second path. `index_B` is the position
-    in the training set. `views` are further augmentations of the same examples, as many as `Needs.views - 1`.
-    `rng` is reseeded every epoch from (seed, stage, epoch) alone; whatever a method draws comes from it.
+    `x` is opaque to losses: a tensor such as images (B, channels, H, W), or a dict of tensors. `targets` say what is
+    right for each of the `task`'s R rows. `index_B` is the position in the training set. `views` are further
+    augmentations of the same examples, as many as `Needs.views - 1`. `rng` is reseeded every epoch from (seed, stage,
+    epoch) alone; whatever a method draws comes from it.
     """
 
     x: Any
-    targets_BC: Tensor
+    targets: Targets
     index_B: Tensor
+    task: Task
     epoch: int  # 0-based, within the stage
     epochs: int  # of the stage
     rng: torch.Generator
@@ -35,17 +40,20 @@ class Batch:
     views: tuple[Any, ...] = ()
 
     @property
-    def labels_B(self) -> Tensor:
-        """The most probable target class; the label itself where targets are one-hot."""
-        return self.targets_BC.argmax(dim=1)
+    def labels(self) -> Tensor:
+        """The class of each row with the largest share, int64 (R,): the label itself where nothing was mixed."""
+        return self.targets.labels
 
 
 @dataclass(frozen=True)
 class Out:
-    """What one role's model said about a batch: logits, and features by tap name in the order of the model."""
+    """What one role's model said about a batch: rows of decisions, and features by tap name in the model's order.
+
+    `rows` are logits (R, C) or numbers (R, D), as the task makes them of the model's answer.
+    """
 
     role: str
-    logits_BC: Tensor
+    rows: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
     views: tuple[Out, ...] = ()
 
@@ -62,7 +70,7 @@ class Out:
     def detach(self) -> Out:
         return replace(
             self,
-            logits_BC=self.logits_BC.detach(),
+            rows=self.rows.detach(),
             taps={name: value.detach() for name, value in self.taps.items()},
             views=tuple(view.detach() for view in self.views),
         )
@@ -78,11 +86,11 @@ class Profile:
 
     role: str
     model: nn.Module
-    classes: int
+    classes: int  # columns of the rows: C or D
     taps: dict[str, tuple[int, ...]]
     examples: int  # training examples N: the length of a memory indexed by `Batch.index_B`
     input_shape: tuple[int, ...] = ()  # (channels, H, W)
-    logits_NC: Tensor | None = None  # on the unaugmented training set; of teachers, where `Needs.probe` is set
+    rows_NC: Tensor | None = None  # on the unaugmented training set; of teachers, where `Needs.probe` is set
     answers: int = 1  # roles that answer together, in the whole plan
 
     @property
@@ -97,7 +105,7 @@ class Probe:
     `sample` is given one before an epoch, `review` one after a stage's last. `heads` may be read, not changed.
     """
 
-    logits_NC: Tensor
+    rows_NC: Tensor
     labels_N: Tensor
     epoch: int
     epochs: int

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from kdbench.lazy import F, torch
 from kdbench.method import Refusal
+from kdbench.targets import Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kdbench.batch import Batch, Out
 
 
 def wide(x: Tensor) -> Tensor:
@@ -28,9 +31,33 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
-    """mean_b -sum_c y_bc ln softmax(z_b)_c with probability targets; nats, scalar."""
-    return -(targets_BC * F.log_softmax(wide(logits_BC), dim=1)).sum(1).mean()
+def supervised(learner: Out, batch: Batch) -> Tensor:
+    """What the task itself asks of a learner, teachers aside: cross-entropy, squared error, ...; scalar."""
+    terms = list(batch.task.supervised(learner.rows, batch.targets).values())
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+
+
+def cross_entropy(rows: Tensor, targets: Targets | Tensor) -> Tensor:
+    """mean_r -sum_c y_rc ln softmax(z_r)_c of logits (R, C); nats, scalar. Rows of weight 0 do not count.
+
+    `targets` are a batch's, or probabilities (R, C).
+    """
+    log_p = F.log_softmax(wide(rows), dim=1)
+    if not isinstance(targets, Targets):
+        return -(targets * log_p).sum(1).mean()
+    if targets.hard:
+        terms = -log_p.gather(1, targets.values[:, None]).squeeze(1)
+    else:
+        terms = -(targets.dense(log_p.dtype) * log_p).sum(1)
+    return row_mean(terms, targets)
+
+
+def row_mean(terms: Tensor, targets: Targets) -> Tensor:
+    """The mean of a term (R,) over the rows that count."""
+    if targets.weight is None:
+        return terms.mean()
+    weight = targets.weight.to(terms.dtype)
+    return (weight * terms).sum() / weight.sum().clamp_min(1)
 
 
 def soft_kl(logits_s_BC: Tensor, logits_t_BC: Tensor, temperature: float) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.method import Method
+from kdbench.targets import Targets
+from kdbench.tasks.classification import Classification
 
 CLASSES, CHANNELS, SIZE, EXAMPLES = 5, 3, 8, 40
 
@@ -127,7 +129,7 @@ def batch(size: int = 8, *, seed: int = 0, epoch: int = 0, dtype: torch.dtype = 
     labels = torch.randint(CLASSES, (size,), generator=made)
     index = torch.randperm(EXAMPLES, generator=made)[:size]
     rng = torch.Generator().manual_seed(seed + 1)
-    return Batch(x, torch.eye(CLASSES, dtype=dtype)[labels], index, epoch, 10, rng)
+    return Batch(x, Targets(labels, CLASSES), index, Classification(CLASSES), epoch, 10, rng)
 
 
 class Problem:

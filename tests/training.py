@@ -13,7 +13,7 @@ from kdbench.method import Method
 from kdbench.streams import seeded
 from kdbench.suite.fields import Data, Recipe
 from kdbench.train.engine import Engine
-from kdbench.train.state import State, Task, Trained
+from kdbench.train.state import State, Trained, Training
 
 # A suite of four short jobs.
 LITTLE = """
@@ -53,12 +53,12 @@ def recipe(**changes: object) -> Recipe:
     )
 
 
-def task(method: Method, loaded: DataSet, *, seed: int = 0, recipe_: Recipe | None = None, **specs) -> Task:
+def task(method: Method, loaded: DataSet, *, seed: int = 0, recipe_: Recipe | None = None, **specs) -> Training:
     plan = method.plan(("teacher", "student", "ta"))
     roles = {role: network(loaded, role, seed if role != "teacher" else 0, specs.get(role)) for role in plan.roles}
     for role in plan.frozen:
         roles[role].eval().requires_grad_(False)
-    return Task(method, plan, roles, loaded, recipe_ or recipe(), seed)
+    return Training(method, plan, roles, loaded, recipe_ or recipe(), seed)
 
 
 def train(method: Method, loaded: DataSet, **options) -> Trained:

@@ -26,6 +26,8 @@ from kdbench.data.raw import Raw
 from kdbench.errors import UserError, did_you_mean
 from kdbench.lazy import torch
 from kdbench.suite import fields
+from kdbench.tasks import Task
+from kdbench.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +60,7 @@ class DataSet:
     train: Split
     val: Split
     test: Split
+    task: Task
     fingerprint: str
     split: str
     notes: tuple[str, ...] = ()
@@ -100,6 +103,7 @@ def load(data: fields.Data, root: Path, folder: Path = Path()) -> DataSet:
         train=_split(images[train_index], labels[train_index]),
         val=_split(images[val_index], labels[val_index]),
         test=_split(raw.test_images, raw.test_labels),
+        task=Classification(raw.classes),
         fingerprint=fingerprint(raw),
         split=_digest(train_index, val_index),
         notes=raw.notes,

@@ -16,6 +16,7 @@ from kdbench.data.augment import augmented, normalised, pixels
 from kdbench.data.cutmix import cut_and_mixed
 from kdbench.data.resized_crop import boxes
 from kdbench.suite.fields import Augment, Recipe
+from kdbench.targets import Targets
 
 if TYPE_CHECKING:
     from kdbench.data import DataSet, Split
@@ -80,13 +81,13 @@ def stream(
 
 
 def mixed(
-    views: Sequence[Tensor], targets_BC: Tensor, index_B: Tensor, recipe: Recipe, key: tuple[int, int]
-) -> tuple[list[Tensor], Tensor]:
+    views: Sequence[Tensor], targets: Targets, index_B: Tensor, recipe: Recipe, key: tuple[int, int]
+) -> tuple[list[Tensor], Targets]:
     """Views and targets of a batch, mixed where the recipe's augmentation mixes examples; else as they are."""
     if recipe.augment.cutmix is None:
-        return list(views), targets_BC
+        return list(views), targets
     seed, epoch = key
-    return cut_and_mixed(views, targets_BC, index_B, recipe.augment.cutmix, seed=seed, epoch=epoch)
+    return cut_and_mixed(views, targets, index_B, recipe.augment.cutmix, seed=seed, epoch=epoch)
 
 
 def _request(

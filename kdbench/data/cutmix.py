@@ -20,14 +20,15 @@ from torch import Tensor
 
 from kdbench.streams import derive, integers, uniform
 from kdbench.suite.fields import CutMix
+from kdbench.targets import Targets
 
 GRID = 4096
 
 
 def cut_and_mixed(
-    views: Sequence[Tensor], targets_BC: Tensor, index_B: Tensor, spec: CutMix, *, seed: int, epoch: int
-) -> tuple[list[Tensor], Tensor]:
-    """The views (B, channels, H, W) with their windows replaced, and the mixed targets (B, C). Nothing is drawn anew.
+    views: Sequence[Tensor], targets: Targets, index_B: Tensor, spec: CutMix, *, seed: int, epoch: int
+) -> tuple[list[Tensor], Targets]:
+    """The views (B, channels, H, W) with their windows replaced, and the mixed targets. Nothing is drawn anew.
 
     The batch must be in the order of the epoch: example i takes its window from example i - 1 (0 from the last).
     """
@@ -39,8 +40,8 @@ def cut_and_mixed(
     inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
     mixed = [torch.where(inside, view.roll(1, 0), view) for view in views]
     area_B = (box_B4[:, 2] - box_B4[:, 0]) * (box_B4[:, 3] - box_B4[:, 1])
-    kept_B1 = (1 - area_B.to(targets_BC.dtype) / (height * width))[:, None]
-    return mixed, kept_B1 * targets_BC + (1 - kept_B1) * targets_BC.roll(1, 0)
+    kept_B = 1 - area_B.to(torch.float32) / (height * width)
+    return mixed, targets.mixed(torch.arange(len(index_B), device=index_B.device).roll(1), kept_B)
 
 
 def windows(index_B: Tensor, height: int, width: int, spec: CutMix, *, seed: int, epoch: int) -> Tensor:

@@ -22,7 +22,7 @@ from kdbench.suite.job import FrozenRole, Job, expand
 from kdbench.suite.load import Suite, load
 from kdbench.suite.winners import current, tuned_job
 from kdbench.train.engine import Engine
-from kdbench.train.state import State, Task
+from kdbench.train.state import State, Training
 from kdbench.train.teachers import Record, fingerprint
 from kdbench.train.workbench import Workbench
 
@@ -91,7 +91,7 @@ def untrained(job: Job, bench: Workbench) -> nn.Module:
     """
     frozen = {role: initial(spec.model, bench.data, spec.folder, bench.device) for role, spec in job.frozen.items()}
     learners = {role: bench.build(job, role) for role in job.plan.learners}
-    task = Task(job.method, job.plan, frozen | learners, bench.data, job.recipe, job.seed)
+    task = Training(job.method, job.plan, frozen | learners, bench.data, job.recipe, job.seed)
     try:
         # All stages are behind it: the engine prepares every role, trains nothing and deploys.
         return _Rehearsal(task, state=State(stage=len(job.plan.stages))).train().answer
@@ -103,7 +103,7 @@ class _Rehearsal(Engine):
     """Roles without trained weights have nothing to say about the training set: nobody asks them at length."""
 
     def _over_training(self, role: str) -> Tensor:
-        return torch.ones(self.examples, self.task.data.classes, device=self.device)
+        return torch.ones(self.examples, self.training.data.classes, device=self.device)
 
 
 def initial(spec: Model, loaded: DataSet, folder: Path, device: torch.device) -> nn.Module:

@@ -42,4 +42,4 @@ class Active(Wrapper):
         return dataclasses.replace(self.over.needs(), probe=True)
 
     def sample(self, probe: Probe) -> Tensor | None:
-        return uncertainty(probe.logits_NC, self.gamma, self.floor)
+        return uncertainty(probe.rows_NC, self.gamma, self.floor)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
-from kdbench.losses import as_map, cross_entropy, map_shape, mean_of, pool_to_smaller, wide
+from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
 from kdbench.method import Method, Needs, Refusal, knob
 
 if TYPE_CHECKING:
@@ -71,4 +71,4 @@ class AT(Method):
             ).sum()
             for teacher in teachers.values()
         )
-        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "at": self.weight * at}
+        return {"ce": self.ce_weight * supervised(learner, batch), "at": self.weight * at}

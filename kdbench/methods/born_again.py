@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn
-from kdbench.losses import cross_entropy
+from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Stage, Wrapper, knob
 from kdbench.methods.kd import KD
 
@@ -46,5 +46,5 @@ class BornAgain(Wrapper):
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         if not teachers:
-            return {"ce": cross_entropy(learner.logits_BC, batch.targets_BC)}
+            return {"ce": supervised(learner, batch)}
         return self.over.loss(learner, teachers, batch, heads)

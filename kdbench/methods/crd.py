@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
-from kdbench.losses import cross_entropy, full_precision, mean_of, wide
+from kdbench.losses import full_precision, mean_of, supervised, wide
 from kdbench.method import Method, Needs, Refusal, knob
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class CRD(Method):
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         pairs = zip(heads.children(), teachers.values(), strict=True)
         crd = mean_of(self._both_ways(bank, learner.pooled, teacher.pooled, batch) for bank, teacher in pairs)
-        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "crd": self.weight * crd}
+        return {"ce": self.ce_weight * supervised(learner, batch), "crd": self.weight * crd}
 
     def _both_ways(self, bank: Any, pooled_s_BD: Tensor, pooled_t_BD: Tensor, batch: Batch) -> Tensor:
         index_B, examples = batch.index_B, len(bank.memory_s)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
-from kdbench.losses import cross_entropy, mean_of, wide
+from kdbench.losses import mean_of, supervised, wide
 from kdbench.method import Method, Refusal, knob
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ class DIST(Method):
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         dist = mean_of(
-            dist_loss(learner.logits_BC, t.logits_BC, self.temperature, self.beta, self.gamma)
-            for t in teachers.values()
+            dist_loss(learner.rows, t.rows, self.temperature, self.beta, self.gamma) for t in teachers.values()
         )
         return {
-            "ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC),
+            "ce": self.ce_weight * supervised(learner, batch),
             "dist": self.weight * dist,
         }

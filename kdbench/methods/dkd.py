@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
-from kdbench.losses import cross_entropy, mean_of, wide
+from kdbench.losses import mean_of, supervised, wide
 from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class DKD(Method):
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         dkd = mean_of(
-            dkd_loss(learner.logits_BC, t.logits_BC, batch.targets_BC, self.temperature, self.alpha, self.beta)
+            dkd_loss(learner.rows, t.rows, batch.targets.dense(), self.temperature, self.alpha, self.beta)
             for t in teachers.values()
         )
         grown = min((batch.epoch + 1) / max(self.warmup_epochs, 1), 1.0)
-        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "dkd": grown * dkd}
+        return {"ce": self.ce_weight * supervised(learner, batch), "dkd": grown * dkd}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
-from kdbench.losses import as_map, cross_entropy, map_shape, mean_of, wide
+from kdbench.losses import as_map, map_shape, mean_of, supervised, wide
 from kdbench.method import Method, Needs, Refusal, knob
 
 if TYPE_CHECKING:
@@ -76,6 +76,6 @@ class FitNet(Method):
         pairs = zip(heads.children(), maps_t, strict=True)
         fitnet = mean_of(fitnet_loss(regress(map_s), map_t) for regress, map_t in pairs)
         return {
-            "ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC),
+            "ce": self.ce_weight * supervised(learner, batch),
             "fitnet": self.weight * fitnet,
         }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
-from kdbench.losses import cross_entropy, mean_of, soft_kl
+from kdbench.losses import mean_of, soft_kl, supervised
 from kdbench.method import Method, knob
 
 if TYPE_CHECKING:
@@ -31,6 +31,6 @@ class KD(Method):
     kd_weight: float = knob(0.9, "weight of the distillation term", low=0.0, high=20.0)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        kd = mean_of(soft_kl(learner.logits_BC, t.logits_BC, self.temperature) for t in teachers.values())
-        ce = cross_entropy(learner.logits_BC, batch.targets_BC)
+        kd = mean_of(soft_kl(learner.rows, t.rows, self.temperature) for t in teachers.values())
+        ce = supervised(learner, batch)
         return {"ce": self.ce_weight * ce, "kd": self.kd_weight * kd}

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def smoothed(targets_BC: Tensor, epsilon: float) -> Tensor:
-    """Probabilities mixed with the uniform distribution over all C classes: (B, C)."""
-    return (1 - epsilon) * targets_BC + epsilon / targets_BC.shape[1]
-
-
 @dataclass(frozen=True)
 class LabelSmoothing(Method):
     """Label smoothing: the student without a teacher, on softened labels (control; Szegedy et al. 2016)."""
@@ -36,4 +31,4 @@ class LabelSmoothing(Method):
         return Plan(stages=(Stage({"student": ()}),))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(learner.logits_BC, smoothed(batch.targets_BC, self.epsilon))}
+        return {"ce": cross_entropy(learner.rows, batch.targets.smoothed(self.epsilon))}

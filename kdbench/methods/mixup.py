@@ -69,6 +69,5 @@ class Mixup(Wrapper):
         def mix(x: Any) -> Any:
             return mixed(x, other_B, fraction)
 
-        return dataclasses.replace(
-            batch, x=mix(batch.x), targets_BC=mix(batch.targets_BC), views=tuple(map(mix, batch.views))
-        )
+        targets = batch.targets.mixed(other_B, fraction.to(batch.x.dtype))
+        return dataclasses.replace(batch, x=mix(batch.x), targets=targets, views=tuple(map(mix, batch.views)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
-from kdbench.losses import cross_entropy
+from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Stage
 
 if TYPE_CHECKING:
@@ -27,4 +27,4 @@ class NoTeacher(Method):
         return Plan(stages=(Stage({"student": ()}),))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(learner.logits_BC, batch.targets_BC)}
+        return {"ce": supervised(learner, batch)}

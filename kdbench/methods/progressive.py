@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from kdbench.batch import Batch, Out, Probe, Profile, Review
 from kdbench.lazy import nn, torch
-from kdbench.losses import cross_entropy, wide
+from kdbench.losses import supervised, wide
 from kdbench.method import Method, Needs, Plan, Stage, Wrapper, knob
 from kdbench.methods import _bdistil as bdistil
 from kdbench.methods.kd import KD
@@ -54,14 +54,14 @@ def split(teachers: Mapping[str, Said]) -> tuple[dict[str, Said], dict[str, Said
 
 def added(learner: Out, before: Mapping[str, Out]) -> Out:
     """The learner as part of the sum: its logits are F_k, without gradient to the predecessors; views alike."""
-    logits_BC = learner.logits_BC
+    logits_BC = learner.rows
     for out in before.values():
-        logits_BC = logits_BC + out.logits_BC.detach()
+        logits_BC = logits_BC + out.rows.detach()
     views = tuple(
         added(view, {role: out.views[number] for role, out in before.items()})
         for number, view in enumerate(learner.views)
     )
-    return dataclasses.replace(learner, logits_BC=logits_BC, views=views)
+    return dataclasses.replace(learner, rows=logits_BC, views=views)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class Progressive(Wrapper):
         if self.arm != "bdistil":
             return self.over.heads(learner, above) if above else nn.Module()
         heads = nn.Module()
-        teacher_NC = next(iter(above.values())).logits_NC
+        teacher_NC = next(iter(above.values())).rows_NC
         assert teacher_NC is not None  # Needs.probe
         errors_NC = torch.zeros_like(teacher_NC)
         for profile in before.values():
-            assert profile.logits_NC is not None
-            errors_NC = errors_NC + (profile.logits_NC - teacher_NC)
+            assert profile.rows_NC is not None
+            errors_NC = errors_NC + (profile.rows_NC - teacher_NC)
         bound = 2 * teacher_NC.abs().amax()
         eta = self.rate * bdistil.step_size(learner.examples, learner.answers, bound)
         plus_NC, minus_NC = bdistil.weights(errors_NC, eta)
@@ -134,7 +134,7 @@ class Progressive(Wrapper):
         if self.arm == "bdistil":
             return {"bdistil": self._barrier(learner, above, batch, heads)}
         learner = added(learner, before)
-        ce = self.alpha * cross_entropy(learner.logits_BC, batch.targets_BC)
+        ce = self.alpha * supervised(learner, batch)
         if not above:  # alpha = 1
             return {"ce": ce}
         inner = self.over.loss(learner, above, batch, heads)
@@ -146,7 +146,7 @@ class Progressive(Wrapper):
         (teacher,) = above.values()
         given = bdistil.Weights(*(memory[batch.index_B] for memory in _weights(heads)))
         share_B1 = given.examples_N[:, None].clamp_min(torch.finfo(given.plus_NC.dtype).tiny)
-        errors_BC = wide(learner.logits_BC) - wide(teacher.logits_BC)
+        errors_BC = wide(learner.rows) - wide(teacher.rows)
         classes = errors_BC.shape[1]
         return classes * bdistil.barrier(
             given.plus_NC / share_B1, given.minus_NC / share_B1, errors_BC, heads.get_buffer("bound")
@@ -160,7 +160,7 @@ class Progressive(Wrapper):
         """
         if self.arm != "bdistil" or probe.heads is None:
             return self.over.review(probe)
-        errors_NC = probe.logits_NC - _memory(probe.heads).get_buffer("teacher_NC")
+        errors_NC = probe.rows_NC - _memory(probe.heads).get_buffer("teacher_NC")
         given = _weights(probe.heads)
         plus_C, minus_C = bdistil.edges(given, errors_NC)
         met, classes = round(float(((plus_C > 0) & (minus_C > 0)).sum())), len(plus_C)

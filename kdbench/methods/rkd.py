@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F, torch
-from kdbench.losses import cross_entropy, full_precision, mean_of, wide
+from kdbench.losses import full_precision, mean_of, supervised, wide
 from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
@@ -61,4 +61,4 @@ class RKD(Method):
         rkd = mean_of(
             rkd_loss(learner.pooled, t.pooled, self.distance_weight, self.angle_weight) for t in teachers.values()
         )
-        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "rkd": rkd}
+        return {"ce": self.ce_weight * supervised(learner, batch), "rkd": rkd}

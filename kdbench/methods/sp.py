@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
-from kdbench.losses import cross_entropy, full_precision, mean_of, wide
+from kdbench.losses import full_precision, mean_of, supervised, wide
 from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
@@ -43,4 +43,4 @@ class SP(Method):
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         sp = mean_of(sp_loss(learner.blocks[-1], t.blocks[-1]) for t in teachers.values())
-        return {"ce": self.ce_weight * cross_entropy(learner.logits_BC, batch.targets_BC), "sp": self.weight * sp}
+        return {"ce": self.ce_weight * supervised(learner, batch), "sp": self.weight * sp}

@@ -95,12 +95,12 @@ class Tapped:
         Blocks are maps (B, D, H, W), tokens (B, L, D) or vectors (B, D); `pooled` is (B, D).
         """
         try:
-            logits_BC, heard = self._run(x)
+            answer, heard = self._run(x)
         finally:
             self._heard = None
-        if not isinstance(logits_BC, Tensor):
-            raise Refusal(f"the {self.role} answers {type(logits_BC).__name__} instead of one tensor of logits")
-        return Out(self.role, logits_BC, {name: self._feature(name, heard, len(logits_BC)) for name in self.taps})
+        if not isinstance(answer, Tensor):
+            raise Refusal(f"the {self.role} answers {type(answer).__name__} instead of one tensor of logits")
+        return Out(self.role, answer, {name: self._feature(name, heard, len(answer)) for name in self.taps})
 
     def close(self) -> None:
         """Remove the hooks; a further call then fails where taps were asked for."""
@@ -111,9 +111,9 @@ class Tapped:
     def _listen(self, x: Any) -> tuple[Any, dict[str, Any]]:
         heard: dict[str, Any] = {}
         self._heard = heard
-        logits_BC = self.model(x)
+        answer = self.model(x)
         self._heard = None
-        return logits_BC, heard
+        return answer, heard
 
     # Plain functions, not bound methods: a deep copy of the model (the deployed student) must not copy this object.
     def _input_hook(self, name: str, listened: nn.Module) -> Callable[..., None]:

@@ -22,12 +22,11 @@ from kdbench.data.batches import mixed, stream
 from kdbench.method import Refusal, Stage
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import derive, draw, order, seeded
-from kdbench.tasks import classification
-from kdbench.tasks.classification import combined
+from kdbench.tasks import classification, combined
 from kdbench.train import evaluate
 from kdbench.train.frozen import Live, Stored, exact, say
 from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
-from kdbench.train.state import Diverged, Progress, State, Sum, Task, Trained
+from kdbench.train.state import Diverged, Progress, State, Sum, Trained, Training
 
 
 @dataclass
@@ -48,24 +47,23 @@ class Engine:
 
     def __init__(
         self,
-        task: Task,
+        training: Training,
         *,
         state: State | None = None,
         save: Callable[[State], None] = lambda state: None,
         watch: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        self.task, self.save, self.watch = task, save, watch
-        self.needs = task.method.needs()
-        self.models = dict(task.models)
+        self.training, self.save, self.watch = training, save, watch
+        self.needs = training.method.needs()
+        self.models = dict(training.models)
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
         self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
         self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
         self.state = state or State()
-        self.device = task.data.train.images.device
-        self.precision = precision_on(task.recipe.precision, self.device)
-        self.examples = len(task.data.train.labels)
-        self.targets_NC = torch.eye(task.data.classes, device=self.device)[task.data.train.labels]
+        self.device = training.data.train.images.device
+        self.precision = precision_on(training.recipe.precision, self.device)
+        self.examples = len(training.data.train.labels)
 
     def train(self) -> Trained:
         """Train all stages, from `state` on.
@@ -74,7 +72,7 @@ class Engine:
             Diverged: a loss became non-finite.
             Refusal: the method cannot work on this problem.
         """
-        plan, resumed = self.task.plan, self.state.tensors
+        plan, resumed = self.training.plan, self.state.tensors
         for number, stage in enumerate(plan.stages):
             learners = self._learners(number, stage, resumed)
             if number >= self.state.stage:
@@ -103,25 +101,25 @@ class Engine:
         return sum(p.numel() for p in heads.parameters() if id(p) in trained)
 
     def _epochs(self, stage: Stage) -> int:
-        return max(1, round(stage.share * self.task.recipe.epochs))
+        return max(1, round(stage.share * self.training.recipe.epochs))
 
     def _learners(self, number: int, stage: Stage, resumed: Mapping[str, Any]) -> dict[str, Learner]:
         """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
-        task = self.task
+        training = self.training
         for role, teachers in stage.learners.items():
             self.known.pop(role, None)  # it learns again
             if role in self.heads:  # it learned in an earlier stage and goes on with the same heads
                 for parameter in self.trainable[role]:
                     parameter.requires_grad_(True)
                 continue
-            with seeded(task.seed, "prepare", role):
-                model = task.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
+            with seeded(training.seed, "prepare", role):
+                model = training.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
                 self.models[role] = model.to(self.device)
         learners = {}
         for role, teachers in stage.learners.items():
             if role not in self.heads:
-                with seeded(task.seed, "heads", role):
-                    heads = task.method.heads(
+                with seeded(training.seed, "heads", role):
+                    heads = training.method.heads(
                         self._profile(role, self.needs.learner),
                         {t: self._profile(t, self.needs.teacher, t not in stage.learners) for t in teachers},
                     ).to(self.device)
@@ -132,7 +130,7 @@ class Engine:
             model, heads = self.models[role], self.heads[role]
             model.to(memory_format=torch.channels_last)  # in place: a third faster convolutions, on CPU too
             learners[role] = Learner(
-                model, heads, make_optimizer((model, heads), task.recipe.optimizer), self._tapped(role, stage)
+                model, heads, make_optimizer((model, heads), training.recipe.optimizer), self._tapped(role, stage)
             )
         for role, learner in learners.items():
             if role in resumed.get("models", {}):
@@ -143,7 +141,7 @@ class Engine:
         return learners
 
     def _profile(self, role: str, names: tuple[str, ...], frozen: bool = False) -> Profile:
-        data = self.task.data
+        data = self.training.data
         found = profile(
             self.models[role],
             role,
@@ -152,13 +150,13 @@ class Engine:
             examples=self.examples,
             input_shape=data.shape,
         )
-        logits_NC = self._over_training(role) if frozen and self.needs.probe else None
-        return replace(found, logits_NC=logits_NC, answers=len(self.task.plan.answer))
+        rows_NC = self._over_training(role) if frozen and self.needs.probe else None
+        return replace(found, rows_NC=rows_NC, answers=len(self.training.plan.answer))
 
     def _over_training(self, role: str) -> Tensor:
         """What a role that does not learn now says of the training split (N, C), without augmentation; made once."""
         if role not in self.known:
-            data = self.task.data
+            data = self.training.data
             logits_NC = evaluate.split_logits(self.models[role], data.train, data, self.precision)
             self.known[role] = logits_NC
         return self.known[role]
@@ -168,30 +166,30 @@ class Engine:
         roles = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
         for role in roles:
             self.models[role].requires_grad_(False).eval()
-        if exact(self.task.method, self.task.recipe):
+        if exact(self.training.method, self.training.recipe):
             return {role: Stored(role, self._over_training(role)) for role in roles}
         return {role: Live(self._tapped(role, stage)) for role in roles}
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
         names = (*(self.needs.learner if role in stage.learners else ()), *(self.needs.teacher if teaches else ()))
-        return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.task.recipe.compile)
+        return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.training.recipe.compile)
 
     def _stage(self, number: int, stage: Stage, learners: dict[str, Learner]) -> None:
         with self._timed():
             frozen = self._frozen(stage)
-        epochs, last = self._epochs(stage), number == len(self.task.plan.stages) - 1
+        epochs, last = self._epochs(stage), number == len(self.training.plan.stages) - 1
         for epoch in range(self.state.epoch if number == self.state.stage else 0, epochs):
             before, images = self.state.seconds, self.state.images
             with self._timed():
                 metrics = self._epoch(number, epoch, epochs, stage, learners, frozen)
-            if (epoch + 1) % self.task.recipe.validate_every == 0 or epoch + 1 == epochs:
+            if (epoch + 1) % self.training.recipe.validate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._validate(stage, last)
             if epoch + 1 == epochs and self.needs.probe:
                 metrics |= self._review(epoch, epochs, learners)
             for name, value in metrics.items():
                 curve = self.state.curves.setdefault(name, [])
-                curve += [None] * (sum(map(self._epochs, self.task.plan.stages[:number])) + epoch - len(curve))
+                curve += [None] * (sum(map(self._epochs, self.training.plan.stages[:number])) + epoch - len(curve))
                 curve.append(value)
             self.state.stage, self.state.epoch = number, epoch + 1
             self.state.tensors = {
@@ -201,7 +199,9 @@ class Engine:
             }
             self.save(self.state)
             speed = (self.state.images - images) / max(self.state.seconds - before, 1e-9)
-            self.watch(Progress(number, len(self.task.plan.stages), epoch, epochs, speed, metrics, self.state.seconds))
+            self.watch(
+                Progress(number, len(self.training.plan.stages), epoch, epochs, speed, metrics, self.state.seconds)
+            )
         for teacher in frozen.values():
             teacher.close()
 
@@ -216,16 +216,16 @@ class Engine:
     # one epoch -------------------------------------------------------------------------------------------------------
     def _indices(self, number: int, epoch: int, epochs: int, learners: dict[str, Learner]) -> Tensor:
         """The examples of an epoch in order: a permutation, or a weighted draw where the method samples."""
-        seed = self.task.seed
+        seed = self.training.seed
         if self.needs.probe:
             role, learner = next(iter(learners.items()))
-            weights_N = self.task.method.sample(self._probe(role, learner, epoch, epochs))
+            weights_N = self.training.method.sample(self._probe(role, learner, epoch, epochs))
             if weights_N is not None:
                 return draw(seed, epoch, weights_N, stage=number)
         return order(seed, epoch, self.examples, stage=number, device=self.device)
 
     def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
-        data = self.task.data
+        data = self.training.data
         logits_NC = evaluate.split_logits(learner.model, data.train, data, self.precision)
         return Probe(logits_NC, data.train.labels, epoch, epochs, role, learner.heads)
 
@@ -233,7 +233,7 @@ class Engine:
         """What the method says about learners whose stage is over: values for the curves; sentences are kept."""
         values: dict[str, float] = {}
         for role, learner in learners.items():
-            found = self.task.method.review(self._probe(role, learner, epoch, epochs))
+            found = self.training.method.review(self._probe(role, learner, epoch, epochs))
             values |= {f"train/{role}/{name}": value for name, value in found.values.items()}
             self.state.notes += found.notes
         return values
@@ -247,27 +247,28 @@ class Engine:
         learners: dict[str, Learner],
         frozen: dict[str, Live | Stored],
     ) -> dict[str, float]:
-        task, recipe = self.task, self.task.recipe
+        training, recipe, data = self.training, self.training.recipe, self.training.data
         size = min(recipe.batch_size, self.examples)
         steps = self.examples // size
         indices = self._indices(number, epoch, epochs, learners)
         for learner in learners.values():
             learner.model.train()
             learner.heads.train()
-        rng = torch.Generator(self.device).manual_seed(derive(task.seed, "method", number, epoch))
+        rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", number, epoch))
         sums: dict[str, Tensor] = {}
         # Stages see different augmentations: their epochs are counted on.
-        key = (task.seed, epoch + sum(map(self._epochs, task.plan.stages[:number])))
+        key = (training.seed, epoch + sum(map(self._epochs, training.plan.stages[:number])))
         batches = indices[: steps * size].split(size)
-        pixels = stream(task.data.train, task.data, batches, recipe, key, self.needs.views)
+        pixels = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
-        with seeded(task.seed, "dropout", number, epoch):
+        with seeded(training.seed, "dropout", number, epoch):
             for step, (index_B, seen) in enumerate(zip(batches, pixels, strict=True)):
-                (x, *views), targets_BC = mixed(seen, self.targets_NC[index_B], index_B, recipe, key)
-                batch = Batch(x, targets_BC, index_B, epoch, epochs, rng, number, tuple(views))
-                batch = task.method.batch(batch)
-                if step == 0 and self.needs.hard_labels and (batch.targets_BC.amax(1) < 1).any():
-                    name = type(task.method).__name__
+                targets = data.task.targets(data.train.labels[index_B])
+                (x, *views), targets = mixed(seen, targets, index_B, recipe, key)
+                batch = Batch(x, targets, index_B, data.task, epoch, epochs, rng, number, tuple(views))
+                batch = training.method.batch(batch)
+                if self.needs.hard_labels and not batch.targets.hard:
+                    name = type(training.method).__name__
                     raise Refusal(f"{name} needs hard labels, but the targets of its batches are mixed or smoothed")
                 for name, value in self._step(batch, stage, learners, frozen).items():
                     sums[name] = sums[name] + value if name in sums else value
@@ -294,18 +295,18 @@ class Engine:
             outs = {role: say(learner.forward, batch) for role, learner in learners.items()}
             said |= {role: out.detach() for role, out in outs.items()}
             terms = {
-                role: self.task.method.loss(outs[role], {t: said[t] for t in teachers}, batch, self.heads[role])
+                role: self.training.method.loss(outs[role], {t: said[t] for t in teachers}, batch, self.heads[role])
                 for role, teachers in stage.learners.items()
             }
         totals = {role: torch.stack([value.float() for value in named.values()]).sum() for role, named in terms.items()}
         torch.stack(list(totals.values())).sum().backward()
         metrics: dict[str, Tensor] = {}
         for role, named in terms.items():
-            alone = list(stage.learners) == [role] == list(self.task.plan.answer)
+            alone = list(stage.learners) == [role] == list(self.training.plan.answer)
             prefix = "train/" if alone else f"train/{role}/"
             metrics[prefix + "loss"] = totals[role].detach()
             metrics |= {prefix + name: value.detach().float() for name, value in named.items()}
-            right_B = outs[role].logits_BC.detach().argmax(1) == batch.labels_B
+            right_B = outs[role].rows.detach().argmax(1) == batch.labels
             metrics[prefix + "top1"] = 100.0 * right_B.float().mean()
         return metrics
 
@@ -313,13 +314,13 @@ class Engine:
     def _deployed(self, roles: tuple[str, ...]) -> list[nn.Module]:
         """Copies of the roles' models as they would be deployed, in eval mode."""
         return [
-            self.task.method.deploy(copy.deepcopy(self.models[role]), copy.deepcopy(self.heads[role])).eval()
+            self.training.method.deploy(copy.deepcopy(self.models[role]), copy.deepcopy(self.heads[role])).eval()
             for role in roles
         ]
 
     def _validate(self, stage: Stage, last: bool) -> dict[str, float]:
         """Accuracy and NLL of the answer; before the last stage of each learner, or of the answer as far as to it."""
-        data, plan = self.task.data, self.task.plan
+        data, plan = self.training.data, self.training.plan
         so_far = {role: plan.answer[: number + 1] for number, role in enumerate(plan.answer)}
         groups = {"val/": plan.answer} if last else {f"val/{r}/": so_far.get(r, (r,)) for r in stage.learners}
         metrics: dict[str, float] = {}

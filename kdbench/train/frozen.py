@@ -51,10 +51,10 @@ class Stored:
     """A frozen role whose logits on the training split (N, C) are looked up."""
 
     role: str
-    logits_NC: Tensor
+    rows_NC: Tensor
 
     def __call__(self, batch: Batch) -> Out:
-        return Out(self.role, self.logits_NC.index_select(0, batch.index_B))
+        return Out(self.role, self.rows_NC.index_select(0, batch.index_B))
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -63,5 +63,5 @@ class Stored:
 def say(tapped: Tapped, batch: Batch) -> Out:
     """One role's answer on a batch and its further views; logits in float32, whatever autocast made of them."""
     outs = [tapped(x) for x in (batch.x, *batch.views)]
-    first, *views = (replace(out, logits_BC=out.logits_BC.float()) for out in outs)
+    first, *views = (replace(out, rows=batch.task.rows(out.rows.float(), batch)) for out in outs)
     return replace(first, views=tuple(views))

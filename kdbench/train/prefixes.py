@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdbench.result import Exit, Prefix
-from kdbench.tasks import classification
-from kdbench.tasks.classification import combined, leaving
+from kdbench.tasks import classification, combined
+from kdbench.tasks.classification import leaving
 
 # Of the largest class probability: a fixed grid, so that nothing is chosen on the test split. Whoever deploys chooses
 # the threshold by validation; the test scores stand beside it.

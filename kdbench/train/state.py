@@ -12,7 +12,7 @@ from kdbench.data import DataSet
 from kdbench.losses import wide
 from kdbench.method import Method, Plan
 from kdbench.suite.fields import Recipe
-from kdbench.tasks.classification import combined
+from kdbench.tasks import combined
 
 
 class Diverged(Exception):
@@ -20,7 +20,7 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Task:
+class Training:
     """All that one training needs. `models` maps every role of the plan to a module on the device."""
 
     method: Method

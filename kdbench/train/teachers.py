@@ -20,7 +20,7 @@ from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
-from kdbench.losses import cross_entropy
+from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Stage
 from kdbench.models import size, weights
 from kdbench.models.make import network
@@ -30,7 +30,7 @@ from kdbench.tasks import classification
 from kdbench.train import checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
-from kdbench.train.state import Progress, Task
+from kdbench.train.state import Progress, Training
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Supervised(Method):
         return Plan(stages=(Stage({roles[0]: ()}),), answer=(roles[0],))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(learner.logits_BC, batch.targets_BC)}
+        return {"ce": supervised(learner, batch)}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -154,7 +154,7 @@ def _train(
 ) -> tuple[nn.Module, float]:
     assert role.recipe is not None
     method, path = Supervised(), checkpoint.path_of(runs, role.key)
-    task = Task(method, method.plan(("teacher",)), {"teacher": model}, data, role.recipe, role.model.seed)
+    task = Training(method, method.plan(("teacher",)), {"teacher": model}, data, role.recipe, role.model.seed)
     trained = Engine(
         task,
         state=checkpoint.begin(path, [model], data.train.images.device, warn),

@@ -22,12 +22,12 @@ from kdbench.models.mamba import scan
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole, Job
-from kdbench.tasks import classification
+from kdbench.tasks import classification, combined
 from kdbench.train import checkpoint, evaluate, memory, prefixes, teachers
 from kdbench.train.engine import Engine
 from kdbench.train.provenance import provenance
 from kdbench.train.recipe import precision_on
-from kdbench.train.state import Diverged, Progress, Task, Trained
+from kdbench.train.state import Diverged, Progress, Trained, Training
 from kdbench.train.teachers import Frozen
 
 
@@ -97,7 +97,7 @@ class Workbench:
 
     def _train(self, job: Job, frozen: dict[str, Frozen]) -> Trained:
         learners = {role: self.build(job, role) for role in job.plan.learners}
-        task = Task(
+        task = Training(
             method=job.method,
             plan=job.plan,
             models={role: model.model for role, model in frozen.items()} | learners,
@@ -138,9 +138,7 @@ class Workbench:
         }
         scores: dict[str, float] = {}
         for name, logits in said.items():
-            found = classification.scores(
-                classification.combined(logits, job.plan.combine), chosen[name].labels, taught[name]
-            )
+            found = classification.scores(combined(logits, job.plan.combine), chosen[name].labels, taught[name])
             scores |= {f"{name}/{metric}": value for metric, value in found.items()}
         cost = Cost(
             train_seconds=trained.seconds,

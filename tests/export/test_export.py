@@ -55,7 +55,7 @@ seeds: [3, 4]
 
 BOTH = '''
 from dataclasses import dataclass
-from kdbench.losses import cross_entropy
+from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Refusal, Stage, knob
 
 
@@ -75,7 +75,7 @@ class Both(Method):
         return batch
 
     def loss(self, learner, teachers, batch, heads):
-        return {"ce": cross_entropy(learner.logits_BC, batch.targets_BC)}
+        return {"ce": supervised(learner, batch)}
 '''
 CELLS = ("cnn/kd", "resnet/kd", "vit/kd", "mamba/kd", "cnn/simkd", "cnn/both", "cnn/teacher")
 

@@ -242,7 +242,7 @@ def test_crd_remembers_by_index_and_draws_other_examples() -> None:
         problem.terms(given)
     finally:
         torch.Tensor.gather = original
-    for index in shapes:
+    for index in (found for found in shapes if found.shape[1] > 1):
         assert index.shape == (8, 1 + 7)
         assert torch.equal(index[:, 0], given.index_B)
         assert (index[:, 1:] != given.index_B[:, None]).all()

@@ -17,8 +17,9 @@ from kdbench.method import Refusal
 from kdbench.methods.dist import DIST, dist_loss, pearson
 from kdbench.methods.dkd import DKD, decoupled, dkd_loss
 from kdbench.methods.kd import KD
-from kdbench.methods.label_smoothing import LabelSmoothing, smoothed
+from kdbench.methods.label_smoothing import LabelSmoothing
 from kdbench.methods.none import NoTeacher
+from kdbench.targets import Targets
 
 MADE = torch.Generator().manual_seed(0)
 Z_S, Z_T = (3 * torch.randn(6, 5, generator=MADE, dtype=torch.float64) for _ in range(2))
@@ -34,8 +35,8 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
     return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
 
 
-def said(method, z_s=Z_S, z_t=Z_T, targets=TARGETS, epoch=0):
-    given = dataclasses.replace(batch(6, dtype=torch.float64, epoch=epoch), targets_BC=targets)
+def said(method, z_s=Z_S, z_t=Z_T, labels=LABELS, epoch=0):
+    given = dataclasses.replace(batch(6, dtype=torch.float64, epoch=epoch), targets=Targets(labels, 5))
     return method.loss(Out("student", z_s), {"teacher": Out("teacher", z_t)}, given, torch.nn.Module())
 
 
@@ -55,7 +56,8 @@ def test_label_smoothing_mixes_two_cross_entropies(epsilon: float) -> None:
 def test_label_smoothing_is_torch_s_and_keeps_probabilities() -> None:
     expected = torch.nn.functional.cross_entropy(Z_S, LABELS, label_smoothing=0.1)
     assert said(LabelSmoothing())["ce"].item() == pytest.approx(expected.item(), rel=1e-12)
-    assert torch.allclose(smoothed(TARGETS, 0.3).sum(1), torch.ones(6, dtype=torch.float64))
+    dense = Targets(LABELS, 5).smoothed(0.3).dense(torch.float64)
+    assert torch.allclose(dense.sum(1), torch.ones(6, dtype=torch.float64))
 
 
 # kd ------------------------------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def test_kd_at_temperature_one_has_the_gradient_of_soft_cross_entropy() -> None:
 
 
 def test_kd_over_teachers_is_the_mean_of_their_terms() -> None:
-    given, other = dataclasses.replace(batch(6, dtype=torch.float64), targets_BC=TARGETS), Z_T.flip(1)
+    given, other = dataclasses.replace(batch(6, dtype=torch.float64), targets=Targets(LABELS, 5)), Z_T.flip(1)
     teachers = {"a": Out("a", Z_T), "b": Out("b", other)}
     both = KD().loss(Out("student", Z_S), teachers, given, torch.nn.Module())["kd"]
     assert both.item() == pytest.approx((said(KD())["kd"] + said(KD(), z_t=other)["kd"]).item() / 2)

@@ -360,7 +360,7 @@ class Projected(Method):
         return model
 
     def loss(self, learner, teachers, batch, heads):
-        return {"ce": learner.logits_BC.square().mean() + heads["line"](learner.pooled).square().mean()}
+        return {"ce": learner.rows.square().mean() + heads["line"](learner.pooled).square().mean()}
 
 
 def test_the_wrapped_methods_heads_are_its_own(digits: DataSet) -> None:

@@ -34,7 +34,7 @@ from kdbench.suite.load import load
 from kdbench.tasks import classification
 from kdbench.train import evaluate
 from kdbench.train.engine import Engine
-from kdbench.train.state import Sum, Task
+from kdbench.train.state import Sum, Training
 from kdbench.train.workbench import Workbench, on_device
 
 LADDER = {"weak1": [2, 3, 4], "weak2": [3, 4, 6], "weak3": [4, 6, 8], "weak4": [4, 8, 8]}
@@ -46,7 +46,7 @@ def loaded():
     return digits()
 
 
-def task(method: Method, loaded, weaks: int = 4, **changes) -> Task:
+def task(method: Method, loaded, weaks: int = 4, **changes) -> Training:
     roles = [role for role in ROLES if not role.startswith("weak") or int(role[4:]) <= weaks]
     plan = method.plan(tuple(roles))
     specs = SPECS | {role: ("cnn", {"widths": widths}) for role, widths in LADDER.items()}
@@ -54,7 +54,7 @@ def task(method: Method, loaded, weaks: int = 4, **changes) -> Task:
     for role in plan.frozen:
         made[role].eval().requires_grad_(False)
     plain = {"augment": {"crop": 0, "flip": False}} | changes
-    return Task(method, plan, made, loaded, recipe(**plain), 0)
+    return Training(method, plan, made, loaded, recipe(**plain), 0)
 
 
 def logits(size: int = 8, classes: int = 5, seed: int = 0) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_the_loss_is_the_paper_s_on_the_sum() -> None:
     said = {"teacher": Out("teacher", teacher), "weak1": Out("weak1", first), "weak2": Out("weak2", second)}
     terms = Progressive(alpha=0.3).loss(Out("weak3", own), said, given, nn.Module())
     total = first + second + own
-    expected = 0.3 * cross_entropy(total, given.targets_BC) + 0.7 * soft_kl(total, teacher, 4.0)
+    expected = 0.3 * cross_entropy(total, given.targets) + 0.7 * soft_kl(total, teacher, 4.0)
     assert torch.stack(list(terms.values())).sum().item() == pytest.approx(expected.item(), rel=1e-12)
     wrapped = Progressive(DKD(), alpha=0.0).loss(Out("weak3", own), said, given, nn.Module())
     alone = DKD().loss(Out("weak3", total), {"teacher": said["teacher"]}, given, nn.Module())
@@ -131,8 +131,8 @@ def test_views_are_added_like_the_batch() -> None:
         return Out(role, logits(seed=seed), views=(Out(role, logits(seed=seed + 10)),))
 
     found = added(out("weak2", 0), {"weak1": out("weak1", 1)})
-    assert torch.equal(found.logits_BC, logits(seed=0) + logits(seed=1))
-    assert torch.equal(found.views[0].logits_BC, logits(seed=10) + logits(seed=11))
+    assert torch.equal(found.rows, logits(seed=0) + logits(seed=1))
+    assert torch.equal(found.views[0].rows, logits(seed=10) + logits(seed=11))
 
 
 def test_a_student_starts_where_its_predecessors_ended(loaded) -> None:

@@ -24,6 +24,7 @@ from kdbench.methods.kd import KD
 from kdbench.methods.mixup import Mixup, mixed, symmetric_beta
 from kdbench.methods.mutual import Mutual
 from kdbench.methods.none import NoTeacher
+from kdbench.targets import Targets
 
 WRAPPERS = (Chain, Mutual, BornAgain, Mixup, Active)
 
@@ -64,7 +65,9 @@ def test_mutual_is_the_paper_s_loss() -> None:
     p_1, p_2 = problem.student(given.x).softmax(1), problem.teachers["peer"](given.x).softmax(1)
     kl = (p_2 * (p_2 / p_1).log()).sum(1).mean()
     assert terms["kd"].item() == pytest.approx(kl.item(), rel=1e-9)
-    assert terms["ce"].item() == pytest.approx(-(given.targets_BC * p_1.log()).sum(1).mean().item(), rel=1e-9)
+    assert terms["ce"].item() == pytest.approx(
+        -(given.targets.dense(p_1.dtype) * p_1.log()).sum(1).mean().item(), rel=1e-9
+    )
 
 
 # born-again ----------------------------------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ def test_the_first_generation_learns_from_labels_alone(inner: Method) -> None:
     problem = Problem(method)
     terms = problem.terms(given)
     assert terms.keys() == {"ce"}
-    assert terms["ce"].item() == cross_entropy(problem.student(given.x), given.targets_BC).item()
+    assert terms["ce"].item() == cross_entropy(problem.student(given.x), given.targets).item()
     assert not list(problem.heads.parameters())
     assert len(Problem(BornAgain(inner)).terms(given)) == 2
 
@@ -131,19 +134,19 @@ def test_one_lambda_mixes_images_labels_and_views_alike() -> None:
                 if torch.allclose(found.x[b], fraction * given.x[b] + (1 - fraction) * given.x[other], atol=1e-5):
                     solutions.append((b, other, fraction))
     assert len({other for _, other, _ in solutions}) == len(solutions) >= 4
-    fraction = solutions[0][2]
+    fraction, dense = solutions[0][2], given.targets.dense()
     for b, other, again in solutions:
         assert again.item() == pytest.approx(fraction.item(), abs=1e-5)
-        expected = fraction * given.targets_BC[b] + (1 - fraction) * given.targets_BC[other]
-        torch.testing.assert_close(found.targets_BC[b], expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.targets_BC.sum(1), torch.ones(8))
+        expected = fraction * dense[b] + (1 - fraction) * dense[other]
+        torch.testing.assert_close(found.targets.dense()[b], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.targets.dense().sum(1), torch.ones(8))
     assert torch.equal(found.index_B, given.index_B)
 
 
 def test_the_partners_are_a_permutation_and_change_from_batch_to_batch() -> None:
     given = batch()
-    eye = dataclasses.replace(given, targets_BC=torch.eye(8))
-    rows = [Mixup(alpha=4.0).batch(eye).targets_BC for _ in range(5)]
+    eye = dataclasses.replace(given, targets=Targets(torch.arange(8), 8))
+    rows = [Mixup(alpha=4.0).batch(eye).targets.dense() for _ in range(5)]
     for row in rows:
         torch.testing.assert_close(row.sum(0), torch.ones(8))
     assert len({tuple(row.flatten().tolist()) for row in rows}) == 5
@@ -170,7 +173,7 @@ def test_teacher_and_student_see_the_same_mixed_pixels() -> None:
     learner, teachers = problem.outs(again.x)
     expected = KD().loss(learner, teachers, again, problem.heads)
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in expected.items()}
-    assert (again.targets_BC.amax(1) < 1).any()
+    assert not again.targets.hard
 
 
 @pytest.mark.parametrize("inner", [DKD(), Chain(DKD()), Active(DKD())], ids=lambda m: type(m).__name__)
@@ -218,7 +221,7 @@ def test_a_tower_of_wrappers_delegates_all_the_way() -> None:
     assert tower.needs() == Needs(learner=("block2",), teacher=("block2",), probe=True)
     problem, given = Problem(tower), batch()
     assert problem.terms(given).keys() == {"ce", "fitnet"}
-    assert tower.batch(batch()).targets_BC.amax(1).min() < 1
+    assert not tower.batch(batch()).targets.hard
     assert tower.sample(Probe(torch.zeros(3, CLASSES), torch.zeros(3, dtype=torch.int64), 0, 1)) is not None
     assert tower == Chain(Active(Mixup(FitNet(weight=7.0))))
     assert hash(tower) != hash(Chain(Active(Mixup(FitNet(weight=8.0)))))

@@ -90,10 +90,10 @@ def test_taps_gradients_and_work_by_hand(name: str) -> None:
     assert [tuple(block.shape[1:]) for block in out.blocks] == blocks
     assert list(out.taps) == [*(f"block{i + 1}" for i in range(len(blocks))), "pooled"]
     assert out.pooled.shape == (2, pooled)
-    assert out.logits_BC.shape == (2, 100)
+    assert out.rows.shape == (2, 100)
     assert len(summed) == len(layers)  # each layer runs once
     assert sum(summed) == SIZES[name][2]
-    F.cross_entropy(out.logits_BC, torch.tensor([3, 7])).backward()
+    F.cross_entropy(out.rows, torch.tensor([3, 7])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
@@ -179,7 +179,7 @@ def test_other_sizes_and_one_channel(name: str, size: int, last: int) -> None:
     with torch.no_grad():
         out = Tapped(model, "student", ("block-1",))(torch.zeros(2, 1, size, size))
     assert out.blocks[-1].shape[2:] == (last, last)
-    assert out.logits_BC.shape == (2, 100)
+    assert out.rows.shape == (2, 100)
 
 
 def test_widths() -> None:

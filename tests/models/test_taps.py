@@ -37,7 +37,7 @@ def test_features_are_the_models_own_and_in_its_order(model) -> None:
     assert list(out.taps) == ["block1", "block2", "block3", "pooled"]
     for name, value in expected.items():
         torch.testing.assert_close(out.taps[name], value)
-    torch.testing.assert_close(out.logits_BC, twin.classifier(expected["pooled"]))
+    torch.testing.assert_close(out.rows, twin.classifier(expected["pooled"]))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_under_autocast_features_have_the_low_precision(model) -> None:
     tapped = Tapped(model, "student", ("block1", "pooled"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = tapped(torch.randn(X))
-    assert low.logits_BC.dtype == torch.bfloat16
+    assert low.rows.dtype == torch.bfloat16
     assert low.taps["block1"].dtype == torch.bfloat16
     assert tapped(torch.randn(X)).taps["block1"].dtype == torch.float32
 
@@ -104,7 +104,7 @@ def test_under_autocast_features_have_the_low_precision(model) -> None:
 def test_nothing_is_kept_after_the_call(model) -> None:
     tapped = Tapped(model, "student", ("block*", "pooled"))
     out = tapped(torch.randn(X))
-    refs = [weakref.ref(value) for value in (*out.taps.values(), out.logits_BC)]
+    refs = [weakref.ref(value) for value in (*out.taps.values(), out.rows)]
     del out
     gc.collect()
     assert [ref() for ref in refs] == [None] * 5
@@ -204,8 +204,8 @@ def test_compiled(model, monkeypatch, wrapped) -> None:
     expected = Tapped(twin, "student", ("block*", "pooled"))(x)
     for name, value in expected.taps.items():
         torch.testing.assert_close(out.taps[name], value)
-    (out.taps["block2"].sum() + out.logits_BC.sum()).backward()
-    (expected.taps["block2"].sum() + expected.logits_BC.sum()).backward()
+    (out.taps["block2"].sum() + out.rows.sum()).backward()
+    (expected.taps["block2"].sum() + expected.rows.sum()).backward()
     torch.testing.assert_close(model.stages[0][0].weight.grad, twin.stages[0][0].weight.grad)
     refs = [weakref.ref(value) for value in out.taps.values()]
     del out

@@ -86,7 +86,7 @@ def test_timm_pooled_is_what_the_classifier_sees(name: str, options: dict) -> No
     x = torch.randn(2, 3, 32, 32)
     plain = copy.deepcopy(model)(x)
     out = Tapped(model, "student", ("block*", "pooled"))(x)
-    assert torch.equal(out.logits_BC, plain)
+    assert torch.equal(out.rows, plain)
     torch.testing.assert_close(model.get_submodule(model.kd_classifier)(out.pooled), plain)
     assert all(block.requires_grad for block in out.blocks)
 

@@ -34,7 +34,7 @@ class Odd(Method):
             raise ZeroDivisionError("on purpose")
         if self.kind == "refuse":
             raise Refusal("odd wants even classes")
-        return {"odd": learner.logits_BC.sum() * float("nan")}
+        return {"odd": learner.rows.sum() * float("nan")}
 """
 
 

@@ -145,7 +145,7 @@ def test_every_method_suits_its_pair(name: str, pair: str) -> None:
 
         def said(role: str, names: tuple[str, ...]) -> Out:
             kept = resolve(built[role], role, names)
-            return Out(role, outs[role].logits_BC, {tap: outs[role].taps[tap] for tap in kept})
+            return Out(role, outs[role].rows, {tap: outs[role].taps[tap] for tap in kept})
 
         heads = method.heads(
             profiled("student", needs.learner), {t: profiled(t, needs.teacher) for t in teachers}

@@ -14,6 +14,7 @@ from training import assert_same, digits, network, recipe, snapshot, states, tas
 
 from kdbench.batch import Batch, Probe, Review
 from kdbench.data.augment import pixels
+from kdbench.losses import cross_entropy
 from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
 from kdbench.methods.active import Active
 from kdbench.methods.chain import Chain
@@ -230,7 +231,7 @@ def test_the_answer_can_be_a_sum_of_models(loaded) -> None:
 @dataclass(frozen=True)
 class Explodes(NoTeacher):
     def loss(self, learner, teachers, batch, heads):
-        return {"ce": learner.logits_BC.sum() * (float("inf") if batch.epoch else 1.0)}
+        return {"ce": learner.rows.sum() * (float("inf") if batch.epoch else 1.0)}
 
 
 def test_a_non_finite_loss_is_found_at_the_end_of_its_epoch(loaded) -> None:
@@ -253,7 +254,7 @@ class Half(Wrapper):
         return dataclasses.replace(self.over.needs(), probe=True)
 
     def sample(self, probe: Probe):
-        assert probe.logits_NC.shape == (len(probe.labels_N), 10)
+        assert probe.rows_NC.shape == (len(probe.labels_N), 10)
         return (torch.arange(len(probe.labels_N)) < len(probe.labels_N) // 2).float()
 
 
@@ -350,8 +351,8 @@ class Twice(NoTeacher):
         return nn.ModuleDict({"kept": nn.Linear(10, 10).requires_grad_(False), "trained": nn.Linear(10, 10)})
 
     def loss(self, learner, teachers, batch, heads):
-        z = heads["trained"](heads["kept"](learner.logits_BC))
-        return {"ce": -(batch.targets_BC * z.log_softmax(1)).sum(1).mean()}
+        z = heads["trained"](heads["kept"](learner.rows))
+        return {"ce": cross_entropy(z, batch.targets)}
 
 
 def test_what_a_method_froze_stays_frozen_in_a_later_stage(loaded) -> None:
@@ -453,7 +454,7 @@ def test_a_method_reviews_each_learner_once_when_its_stage_is_over(loaded) -> No
 
         def review(self, probe: Probe) -> Review:
             seen.append((probe.role, probe.epoch, isinstance(probe.heads, nn.Module)))
-            return Review({"mean": probe.logits_NC.mean().item()}, (f"{probe.role} is done",))
+            return Review({"mean": probe.rows_NC.mean().item()}, (f"{probe.role} is done",))
 
     saved = []
     trained = Engine(task(Reviewed(), loaded), save=lambda state: saved.append(snapshot(state))).train()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.tasks import classification
-from kdbench.tasks.classification import combined, leaving
+from kdbench.tasks import classification, combined
+from kdbench.tasks.classification import leaving
 from kdbench.train.prefixes import THRESHOLDS, exits, ladder, prefixes
 
 ROLES, SIZES = ("weak1", "weak2", "weak3"), [(10, 100), (20, 300), (40, 500)]

@@ -40,7 +40,7 @@ class Odd(Method):
     def loss(self, learner, teachers, batch, heads):
         if self.kind == "raise":
             raise ZeroDivisionError("on purpose")
-        return {"odd": learner.logits_BC.sum() * (float("nan") if self.kind == "nan" else 0.0)}
+        return {"odd": learner.rows.sum() * (float("nan") if self.kind == "nan" else 0.0)}
 """
 
 

@@ -201,7 +201,7 @@ def test_taps_are_tokens_of_each_block_and_the_pooled_feature() -> None:
         "pooled": (2, 12),
     }
     torch.testing.assert_close(out.taps["pooled"], model.norm(out.taps["block3"]).mean(1))
-    torch.testing.assert_close(out.logits_BC, model.classifier(out.taps["pooled"]))
+    torch.testing.assert_close(out.rows, model.classifier(out.taps["pooled"]))
 
 
 def test_patches_are_read_row_by_row() -> None:
