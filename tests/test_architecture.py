@@ -13,7 +13,7 @@ PACKAGE = Path(kdbench.__file__).parent
 
 # Lower lines may import higher ones; a module may import its own line.
 LAYERS = (
-    ("__init__", "errors", "lazy", "files", "statistics"),
+    ("__init__", "errors", "lazy", "files", "statistics", "births", "installed"),
     ("batch", "method", "spec", "result", "card", "streams", "allocator", "lease", "joblog", "processes"),
     (
         "losses",
@@ -28,6 +28,7 @@ LAYERS = (
         "memory",
         "provenance",
         "plugins",
+        "userfiles",
         "yamlfile",
         "mpo",
         "matrices",
