@@ -31,13 +31,16 @@ def knob(
     high: float | None = None,
     log: bool = False,
     choices: Sequence[Any] | None = None,
+    since: int = 1,
 ) -> Any:
     """Declare a knob: at once the YAML schema, the search space of `tune` and the leaderboard's footnote.
 
     `low` and `high` bound what is *searched and accepted*, both inclusive; `log` searches on a logarithmic scale;
-    `choices` lists the allowed values.
+    `choices` lists the allowed values. A knob that joins a method which has results already is given `since=2` and a
+    default that changes nothing: it then counts only where it differs from that, and those results stay current.
     """
-    metadata = {"help": help, "low": low, "high": high, "log": log, "choices": tuple(choices) if choices else None}
+    listed = tuple(choices) if choices else None
+    metadata = {"help": help, "low": low, "high": high, "log": log, "choices": listed, "since": since}
     if isinstance(default, list | dict | set):
         raise TypeError("a knob's default must be immutable: use a tuple")
     return dataclasses.field(default=default, metadata={"knob": metadata})
@@ -101,6 +104,7 @@ class Method(ABC):
     """Base of all methods. Subclasses are frozen dataclasses in `kdbench/methods/<name>.py`."""
 
     revision: ClassVar[int] = 1  # raise it when the mathematics change: old results then count as stale
+    registered: ClassVar[str] = ""  # the name that suites use, set by `plugins`, which also knows it: `plugins.name_of`
 
     # declare ---------------------------------------------------------------------------------------------------------
     def needs(self) -> Needs:
@@ -187,6 +191,15 @@ class Wrapper(Method):
         return self.over.review(probe)
 
 
+def chain(method: Method) -> list[tuple[str, Method]]:
+    """The method and those that it wraps, from the outside in, each with the prefix of its knobs: "", "over.", ..."""
+    links = [("", method)]
+    while isinstance(method, Wrapper):
+        method = method.over
+        links.append((f"{links[-1][0]}over.", method))
+    return links
+
+
 EXCLUSIVE = ("plan", "sample", "loss")  # a wrapper that replaces one of these leaves no wrapper inside that sets it
 
 
@@ -218,3 +231,8 @@ def changes(method: Method, member: str) -> bool:
 def knobs(method: Method | type[Method]) -> dict[str, dataclasses.Field[Any]]:
     """The knob fields of a method, in order of declaration (without `over`)."""
     return {f.name: f for f in dataclasses.fields(method) if "knob" in f.metadata}  # type: ignore[arg-type]
+
+
+def knob_values(method: Method) -> dict[str, Any]:
+    """Every knob of the method, and with the prefix `over.` those of what it wraps, with its value."""
+    return {prefix + name: getattr(link, name) for prefix, link in chain(method) for name in knobs(link)}

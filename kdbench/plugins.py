@@ -1,217 +1,218 @@
-"""The file name is the registry: methods, models and data sets are found, never listed by hand.
+"""The file name is the registry: methods, models, data sets and tasks are found, never listed by hand.
 
-Methods come from `kdbench/methods/`, from installed packages (entry points `kdbench.methods`), or from a Python file
-named in the suite. Whatever is wrong with a plug-in becomes one sentence with its file, never a traceback.
+They come from `kdbench/methods/`, `kdbench/models/` and so on, from installed packages (entry points `kdbench.methods`,
+`kdbench.models`, ...), or from a Python file named in the suite. Whatever is wrong with a plug-in becomes one sentence
+with its file, never a traceback.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import re
 import sys
-import traceback
 import types
 from collections.abc import Callable
 from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kdbench.errors import UserError, did_you_mean, near
+from kdbench import installed
+from kdbench.errors import UserError, did_you_mean
 from kdbench.method import Method, Wrapper
+from kdbench.userfiles import FILES, from_file, imported, is_file, missing_in_file, module_of, path_of, reason
 
-GROUP = "kdbench.methods"
 PACKAGE = Path(__file__).parent
-_FILES = "kdbench_files"  # parent of the modules made from users' files
+FUNCTIONS = {"models": ("build",), "data": ("read", "load")}  # what an entry point means that names a module alone
+Base = TypeVar("Base")
+
+__all__ = [
+    "builtin", "builtin_methods", "class_sha", "conflicts", "declared", "forget", "from_file", "installed_function",
+    "installed_names", "is_file", "is_wrapper", "method_class", "method_names", "missing_in_file", "name_of", "names",
+    "optimizer_names", "origin", "plugin_class", "source_sha", "timm_models",
+]  # fmt: skip
 
 
-def is_file(reference: str) -> bool:
-    """Whether a name is a Python file (`./mine.py`) or something in one (`./mine.py:build`)."""
-    path = reference.partition(":")[0]
-    return path.endswith(".py") or reference.startswith(("./", "../"))
+# names ---------------------------------------------------------------------------------------------------------------
+def builtin(kind: str) -> tuple[str, ...]:
+    """kdbench's own: the files of `methods` and `tasks`, the `NAMES` of those of `models` and `data`."""
+    if kind in FUNCTIONS:
+        return tuple(declared(kind))
+    return _stems(kind)
 
 
 @cache
+def _stems(package: str) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in (PACKAGE / package).glob("*.py") if not path.stem.startswith("_")))
+
+
 def builtin_methods() -> tuple[str, ...]:
     """The files in `kdbench/methods/`."""
-    return tuple(sorted(path.stem for path in (PACKAGE / "methods").glob("*.py") if not path.stem.startswith("_")))
+    return builtin("methods")
 
 
 @cache
-def _installed() -> tuple[dict[str, EntryPoint], tuple[str, ...]]:
-    """Entry points by name, and a sentence for each name that is taken twice."""
-    chosen: dict[str, EntryPoint] = {}
-    sentences = []
-    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, _package(p), p.value)):
-        if point.name in builtin_methods():
-            sentences.append(f"method '{point.name}' of {_package(point)} is not used: kdbench has one of that name")
-        elif point.name in chosen:
-            first = _package(chosen[point.name])
-            sentences.append(f"method '{point.name}' of {_package(point)} is not used: {first} has one of that name")
-        else:
-            chosen[point.name] = point
-    return chosen, tuple(sentences)
+def _installed(kind: str) -> installed.Points:
+    def owner(name: str) -> str | None:
+        if name in builtin(kind):
+            return "kdbench"
+        return "timm" if kind == "models" and name in timm_models() else None
+
+    return installed.points(kind, owner)
 
 
-def _package(point: EntryPoint) -> str:
-    return f"package {point.dist.name}" if point.dist else f"module {point.module}"
+def forget() -> None:
+    """Look for installed packages again."""
+    _installed.cache_clear()
+    _stems.cache_clear()
+    installed.module_sha.cache_clear()
 
 
-def conflicts() -> tuple[str, ...]:
-    """One sentence for each installed method that another of the same name hides."""
-    return _installed()[1]
+def installed_names(kind: str) -> tuple[str, ...]:
+    """Plug-ins of installed packages, by name."""
+    return tuple(_installed(kind).chosen)
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """All of a kind by name: kdbench's own, then those of installed packages."""
+    return (*builtin(kind), *installed_names(kind))
+
+
+def origin(kind: str, name: str) -> str:
+    """ "of package kdbench-mine": where an installed plug-in comes from."""
+    return f"of {installed.package(_installed(kind).chosen[name])}"
 
 
 def method_names() -> tuple[str, ...]:
-    """All methods by name: kdbench's own, then those of installed packages."""
-    return (*builtin_methods(), *_installed()[0])
+    """All methods by name."""
+    return names("methods")
 
 
+def conflicts(kind: str = "methods") -> tuple[installed.Conflict, ...]:
+    """Installed plug-ins that another of the same name hides."""
+    return _installed(kind).conflicts
+
+
+# classes: methods and tasks ------------------------------------------------------------------------------------------
 def method_class(name: str, folder: Path) -> type[Method]:
     """The class of "kd", of an installed method, or of "./mine.py" (relative to `folder`).
 
     Raises:
         LookupError: with a sentence: no such method, or it cannot be imported, or its file is not clear.
     """
+    return plugin_class("methods", name, folder, Method)  # type: ignore[type-abstract]
+
+
+def plugin_class(kind: str, name: str, folder: Path, base: type[Base]) -> type[Base]:
+    """The subclass of `base` that a name of a kind ("methods", "tasks") stands for; raises as `method_class` does."""
+    noun = installed.KINDS[kind]
     if is_file(name):
-        return _only_method(_module(name, folder), f"'{name}'")
-    if name in builtin_methods():
-        return _only_method(_imported(f"kdbench.methods.{name}", f"method '{name}'"), f"method '{name}'")
-    if name not in _installed()[0]:
-        raise LookupError(f"unknown method '{name}'{did_you_mean(name, method_names())}")
-    point = _installed()[0][name]
-    title = f"method '{name}' of {_package(point)}"
-    found: Any = _imported(point.module, title)
+        return _only(module_of(name, folder), f"'{name}'", base, noun)
+    if name in builtin(kind):
+        title = f"{noun} '{name}'"
+        return _only(imported(f"kdbench.{kind}.{name}", title), title, base, noun)
+    if name not in installed_names(kind):
+        raise LookupError(f"unknown {noun} '{name}'{did_you_mean(name, names(kind))}")
+    found = _installed_class(kind, name, base)
+    registered = _installed(kind).canonical(name)
+    other = vars(found).get("registered", registered)
+    if other != registered:
+        raise LookupError(f"{_installed(kind).title(name)} is {noun} '{other}': use that name")
+    if not _is_own(found):
+        found.registered = registered  # type: ignore[attr-defined]
+    return found
+
+
+def _installed_class(kind: str, name: str, base: type[Base]) -> type[Base]:
+    points = _installed(kind)
+    point, title = points.chosen[name], points.title(name)
+    found: Any = imported(point.module, title)
     if not point.attr:
-        return _only_method(found, title)
+        return _only(found, title, base, installed.KINDS[kind])
     for part in point.attr.split("."):
         found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise LookupError(f"{title} cannot be loaded: {point.value} is not a subclass of kdbench.method.Method")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise LookupError(
+            f"{title} cannot be loaded: {point.value} is not a subclass of {base.__module__}.{base.__name__}"
+        )
     return found
 
 
-def _imported(module: str, title: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        raise LookupError(f"{title} cannot be loaded: {_reason(error)}") from error
+def name_of(cls: type[Method]) -> str:
+    """The registered name of a method's class, its identity: "kd", that of an entry point, the stem of a user's file.
+
+    A class that is not its file's method is `stem:Class`, one of an installed package that no entry point names
+    `module:Class`.
+    """
+    if name := vars(cls).get("registered"):
+        return str(name)
+    module = sys.modules[cls.__module__]
+    if _is_own(cls) or FILES in cls.__module__:
+        stem = cls.__module__.rpartition(".")[2]
+        own = _main(_classes(module, Method), stem) is cls  # type: ignore[type-abstract]
+        return stem if own else f"{stem}:{cls.__name__}"
+    for name in installed_names("methods"):
+        with contextlib.suppress(LookupError):
+            if method_class(name, Path()) is cls:
+                return name_of(cls)
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _reason(error: BaseException) -> str:
-    """'ZeroDivisionError: division by zero (mine.py, line 3)': the last line that is not the import system's."""
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} ({Path(error.filename or '?').name}, line {error.lineno})"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    frames = [f for f in frames if Path(f.filename) != Path(__file__)]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    said = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{type(error).__name__}{': ' + said if said else ''}{place}"
+def _is_own(cls: type) -> bool:
+    return cls.__module__.startswith("kdbench.")
 
 
-def _only_method(module: types.ModuleType, title: str) -> type[Method]:
+def _only(module: types.ModuleType, title: str, base: type[Base], noun: str) -> type[Base]:
     """The method of a module: its only one, or the one named like the file."""
-    found = {
+    stem, found = module.__name__.rpartition(".")[2], _classes(module, base)
+    if chosen := _main(found, stem):
+        return chosen
+    if not found:
+        members = ", ".join(f"`{name}`" for name in sorted(getattr(base, "__abstractmethods__", ())))
+        needs = f" with a {members}" if members else ""
+        raise LookupError(f"{title} has no {noun}: define a subclass of {base.__module__}.{base.__name__}{needs}")
+    raise LookupError(f"{title} has several {noun}s ({', '.join(found)}): name one like the file, or split it")
+
+
+def _classes(module: types.ModuleType, base: type[Base]) -> dict[str, type[Base]]:
+    return {
         cls.__name__: cls
         for cls in vars(module).values()
-        if isinstance(cls, type) and issubclass(cls, Method) and cls.__module__ == module.__name__
+        if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__
         if not cls.__name__.startswith("_") and not inspect.isabstract(cls)
     }
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if not found:
-        raise LookupError(f"{title} has no method: define a subclass of kdbench.method.Method with a `loss`")
-    stem = module.__name__.rpartition(".")[2]
+
+
+def _main(found: dict[str, type[Base]], stem: str) -> type[Base] | None:
     named = [cls for name, cls in found.items() if name.lower() == stem.replace("_", "").lower()]
-    if len(named) != 1:
-        raise LookupError(f"{title} has several methods ({', '.join(found)}): name one like the file, or split it")
-    return named[0]
+    chosen = list(found.values()) if len(found) == 1 else named
+    return chosen[0] if len(chosen) == 1 else None
 
 
-def _path(reference: str, folder: Path) -> Path:
-    """Raises LookupError where there is no such file."""
-    name = reference.partition(":")[0]
-    path = folder / name
-    if not path.is_file():
-        raise LookupError(f"no such file: {name}{near(path, name[: -len(path.name)])}")
-    return path
-
-
-def _module(reference: str, folder: Path) -> types.ModuleType:
-    """A user's file, executed once for each content.
-
-    The module's name is stable (a hash of the path, then the stem) and registered, as dataclasses and pickle need.
-    """
-    path = _path(reference, folder)
-    text = path.read_bytes()
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    parents = (_FILES, f"{_FILES}.p{place}")
-    name = f"{parents[1]}.{path.stem}"
-    sha = hashlib.sha256(text).hexdigest()
-    known = sys.modules.get(name)
-    if known is not None and vars(known).get("__kdbench_sha__") == sha:
-        return known
-    for parent in parents:
-        sys.modules.setdefault(parent, types.ModuleType(parent))
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise LookupError(f"'{reference}' is not a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        exec(compile(text, str(path), "exec"), module.__dict__)  # not exec_module: its bytecode cache goes by time
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise LookupError(f"'{reference}' cannot be loaded: {_reason(error)}") from error
-    module.__dict__["__kdbench_sha__"] = sha
-    return module
-
-
-def from_file(reference: str, folder: Path) -> Callable[..., Any]:
-    """The function of "./net.py:build", relative to `folder`.
+def installed_function(kind: str, name: str) -> Callable[..., Any]:
+    """The function of an installed model or data set: what its entry point names, or else `FUNCTIONS` of its module.
 
     Raises:
-        UserError: no such file or function, or the file raises when it is executed.
+        UserError: it cannot be imported, or there is no such function.
     """
-    attribute = reference.partition(":")[2]
-    if sentence := missing_in_file(reference, folder):
-        raise UserError(sentence)
+    points = _installed(kind)
+    point, title = points.chosen[name], points.title(name)
     try:
-        found = getattr(_module(reference, folder), attribute, None)
+        module = imported(point.module, title)
     except LookupError as error:
         raise UserError(str(error)) from error
-    if not callable(found):
-        raise UserError(f"'{reference}': {attribute} is not a function")
-    return found
-
-
-def missing_in_file(reference: str, folder: Path) -> str | None:
-    """What is wrong with "./net.py:build", as far as reading the file tells; nothing is executed."""
-    attribute = reference.partition(":")[2]
-    if not attribute:
-        return f"'{reference}' names no function: write '{reference}:function'"
-    try:
-        path = _path(reference, folder)
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-    except LookupError as error:
-        return str(error)
-    except (SyntaxError, ValueError) as error:
-        return f"'{reference}' cannot be loaded: {_reason(error)}"
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    if "*" in names or attribute in names:
-        return None
-    return f"'{reference}': {path.name} defines no '{attribute}'{did_you_mean(attribute, names)}"
+    for attribute in (point.attr,) if point.attr else FUNCTIONS[kind]:
+        found: Any = module
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        if callable(found):
+            return found
+    listed = " or ".join(f"`{name}`" for name in FUNCTIONS[kind])
+    wanted = f"{point.value} is not a function" if point.attr else f"{point.module} has no {listed}"
+    raise UserError(f"{title} cannot be loaded: {wanted}")
 
 
 @cache
@@ -242,21 +243,54 @@ def optimizer_names() -> tuple[str, ...]:
     return tuple(sorted({"sgd", "adamw", *names})) if names else ()
 
 
-def source_sha(reference: str, folder: Path) -> str | None:
-    """sha256 (16 hex digits) of a user's Python file, part of job keys; None for built-ins and installed methods."""
-    if not is_file(reference):
-        return None
+@cache
+def timm_models() -> frozenset[str]:
+    """Functions that timm's source registers as models, read without importing it; empty where it is not installed."""
+    spec = importlib.util.find_spec("timm")
+    found: set[str] = set()
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(folder, "models").glob("*.py"):
+            found.update(re.findall(r"^@register_model\s+def (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return frozenset(found)
+
+
+# source, a part of job keys ------------------------------------------------------------------------------------------
+def source_sha(kind: str, name: str, folder: Path) -> str | None:
+    """sha256 (16 hex digits) of the source of a model or data set that is not ours, nor timm's.
+
+    Raises:
+        UserError: its file or module is missing.
+    """
     try:
-        return hashlib.sha256(_path(reference, folder).read_bytes()).hexdigest()[:16]
+        if is_file(name):
+            return hashlib.sha256(path_of(name, folder).read_bytes()).hexdigest()[:16]
+        if name in installed_names(kind):
+            return _sha_of(_installed(kind).chosen[name].module, _installed(kind).title(name))
+    except LookupError as error:
+        raise UserError(str(error)) from error
+    return None
+
+
+def class_sha(cls: type[Method]) -> str | None:
+    """`source_sha` of the file that defines a method's class: also for the inner methods of a wrapper.
+
+    Raises:
+        UserError: its module's file cannot be read.
+    """
+    if _is_own(cls):
+        return None
+    sha = vars(sys.modules[cls.__module__]).get("__kdbench_sha__")
+    try:
+        return str(sha)[:16] if sha else _sha_of(cls.__module__, f"method {cls.__name__}")
     except LookupError as error:
         raise UserError(str(error)) from error
 
 
-def class_sha(cls: type[Method]) -> str | None:
-    """`source_sha` of the file that defines a method's class: also for the inner methods of a wrapper."""
-    module = sys.modules.get(cls.__module__)
-    sha = vars(module).get("__kdbench_sha__") if module else None
-    return str(sha)[:16] if sha else None
+def _sha_of(module: str, title: str) -> str | None:
+    try:
+        return installed.module_sha(module)
+    except Exception as error:  # whatever a package around the module raises
+        raise LookupError(f"{title} cannot be loaded: {reason(error)}") from error
 
 
 def is_wrapper(cls: type[Method]) -> bool:
@@ -264,24 +298,20 @@ def is_wrapper(cls: type[Method]) -> bool:
 
 
 def own_names() -> tuple[str, ...]:
-    """kdbench's own models, in the order of files and of their `NAMES`."""
-    return tuple(declared("models"))
+    """kdbench's own models, in the order of files and of their `NAMES`, and those of installed packages."""
+    return names("models")
 
 
 @lru_cache
 def timm_names() -> tuple[str, ...]:
     """Functions that timm's source registers as models, sorted; empty where timm is not installed."""
-    spec = importlib.util.find_spec("timm")
-    names: set[str] = set()
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in Path(folder, "models").glob("*.py"):
-            names.update(re.findall(r"^@register_model\s+def (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-    return tuple(sorted(names))
+    return tuple(sorted(timm_models()))
 
 
 def known(name: str) -> bool:
-    """Whether `name` is one of kdbench's own models or one of timm's, with or without a tag of pretrained weights.
+    """Whether `name` is a model of kdbench, of an installed package, or of timm.
 
-    The tag itself (`a1_in1k` of `resnet18.a1_in1k`) is checked by timm when the model is built.
+    The tag of pretrained weights that timm's may have (`a1_in1k` of `resnet18.a1_in1k`) is checked by timm when the
+    model is built.
     """
-    return name in declared("models") or name.partition(".")[0] in timm_names()
+    return name in own_names() or name.partition(".")[0] in timm_names()

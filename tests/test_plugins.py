@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import plugins
+from kdbench import installed, plugins
 from kdbench.errors import UserError
 from kdbench.method import Method
 
@@ -39,17 +39,17 @@ def sentence(name: str, folder: Path) -> str:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
-    """Pretend that entry points are installed: install({"name": "module:Class"})."""
+    """Pretend that entry points are installed: install(("name", "module:Class"), kind="methods")."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(plugins, "builtin_methods", lambda: ("kd", "none"))
+    groups: dict[str, list[EntryPoint]] = {}
 
-    def pretend(*points: tuple[str, str]) -> None:
-        found = [EntryPoint(name, value, plugins.GROUP) for name, value in points]
-        monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == plugins.GROUP else [])
-        plugins._installed.cache_clear()
+    def pretend(*points: tuple[str, str], kind: str = "methods") -> None:
+        groups[f"kdbench.{kind}"] = [EntryPoint(name, value, f"kdbench.{kind}") for name, value in points]
+        monkeypatch.setattr(installed, "entry_points", lambda group: groups.get(group, []))
+        plugins.forget()
 
     yield pretend
-    plugins._installed.cache_clear()
+    plugins.forget()
 
 
 def test_a_method_file_gives_its_only_method(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_installed_methods(tmp_path: Path, install) -> None:  # type: ignore[no-
         ("absent", "kdb_plug:Nope"),
         ("wrong", "kdb_plug:dataclass"),
     )
-    assert plugins.method_names() == ("kd", "none", "absent", "broken", "plug", "single", "wrong")
+    assert plugins.method_names() == (*plugins.builtin_methods(), "absent", "broken", "plug", "single", "wrong")
     assert issubclass(plugins.method_class("plug", tmp_path), Method)
     assert plugins.method_class("single", tmp_path).__name__ == "Single"
     assert sentence("broken", tmp_path) == (
@@ -144,10 +144,10 @@ def test_installed_methods(tmp_path: Path, install) -> None:  # type: ignore[no-
 
 def test_a_name_of_kdbench_wins_with_a_sentence(install) -> None:  # type: ignore[no-untyped-def]
     install(("kd", "a:KD"), ("x", "b:X"), ("x", "c:X"))
-    assert plugins.method_names() == ("kd", "none", "x")
+    assert plugins.method_names() == (*plugins.builtin_methods(), "x")
     assert plugins.conflicts() == (
-        "method 'kd' of module a is not used: kdbench has one of that name",
-        "method 'x' of module c is not used: module b has one of that name",
+        installed.Conflict("kd", "method 'kd' of module a is not used: kdbench has one of that name"),
+        installed.Conflict("x", "method 'x' of module c is not used: module b has one of that name"),
     )
 
 
@@ -177,11 +177,11 @@ def test_looking_into_a_file_does_not_execute_it(tmp_path: Path) -> None:
 
 def test_source_sha(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_bytes(b"abc")
-    assert plugins.source_sha("./net.py:build", tmp_path) == "ba7816bf8f01cfea"  # FIPS 180-2, appendix B.1
-    assert plugins.source_sha("kd", tmp_path) is None
+    assert plugins.source_sha("models", "./net.py:build", tmp_path) == "ba7816bf8f01cfea"  # FIPS 180-2, appendix B.1
+    assert plugins.source_sha("models", "cnn", tmp_path) is None
     write(tmp_path, "mine.py", "Mine")
     cls = plugins.method_class("./mine.py", tmp_path)
-    assert plugins.class_sha(cls) == plugins.source_sha("./mine.py", tmp_path)
+    assert plugins.class_sha(cls) == plugins.source_sha("methods", "./mine.py", tmp_path)
     assert plugins.class_sha(Method) is None
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench import births
 from kdbench.board.rows import Heading
 from kdbench.suite.fields import Recipe
-from kdbench.suite.job import NEUTRAL, method_content, recipe_content
+from kdbench.suite.job import method_content
 from kdbench.suite.load import Suite
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def heading(suite: Suite) -> Heading:
         recipe=_recipe(file.recipe),
         pairs=tuple(dict.fromkeys(pair for pair, _ in suite.cells)),
         methods={
-            label: describe(method_content(suite.methods[label], suite.method_names[label], suite.folder))
+            label: describe(method_content(suite.methods[label]))
             for label in dict.fromkeys(label for _, label in suite.cells)
         },
         cells=suite.cells,
@@ -41,8 +42,8 @@ def heading(suite: Suite) -> Heading:
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe's fields; of those younger than stored results, only the ones that are not at their default."""
-    content = recipe_content(recipe)
-    dumped = recipe.model_dump(mode="json", include={*content, *NEUTRAL})
+    content = births.content(recipe)
+    dumped = recipe.model_dump(mode="json", include={*content, *births.outside(Recipe)})
     return {name: content.get(name, value) for name, value in dumped.items()}
 
 

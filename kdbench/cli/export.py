@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, Json, Results, Runs, SuitePath, Track, TrackOf, warn
+from kdbench.cli.options import (
+    LEADERBOARD,
+    RUNS,
+    DataRoot,
+    Json,
+    NoPlugins,
+    Results,
+    Runs,
+    SuitePath,
+    Track,
+    TrackOf,
+    warn,
+)
 
 
 def export(
@@ -19,6 +31,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
     device: Annotated[str, typer.Option("--device", help="Where the weights are checked.")] = "auto",
     track: TrackOf = Track.default,
+    no_plugins: NoPlugins = False,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="As given to `run`.")] = None,
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from kdbench.cli.options import DataRoot, SuitePath, root_of
+from kdbench.cli.options import DataRoot, NoPlugins, SuitePath, root_of
 from kdbench.errors import UserError
 
 Number = TypeVar("Number", int, float)
@@ -23,6 +23,7 @@ def ladder(
     option: Annotated[
         str, typer.Option("--option", help="The student's option to choose: a number, or a list to scale (widths).")
     ] = "dim",
+    no_plugins: NoPlugins = False,
     depths: Annotated[str, typer.Option("--depths", metavar="LIST", help="Option `depth` of each rung: 1,2,2.")] = "",
     data_root: DataRoot = None,
 ) -> None:

@@ -21,7 +21,11 @@ def methods() -> Rows:
     """Name, knobs with default and range, and the first line of the docstring."""
     rows = []
     for name in plugins.method_names():
-        kind = plugins.method_class(name, Path())
+        try:
+            kind = plugins.method_class(name, Path())
+        except LookupError as error:  # of an installed package
+            rows.append({"method": name, "wraps": "", "knobs": "", "about": str(error)})
+            continue
         about = (kind.__doc__ or "").strip().splitlines()
         described = "; ".join(
             describe(field.name, field.metadata["knob"], field.default) for field in knobs(kind).values()
@@ -43,7 +47,7 @@ def describe(name: str, knob: dict[str, Any], default: Any) -> str:
 
 
 def models(pattern: str | None = None) -> Rows:
-    """kdbench's own models, and timm's that match the glob, with parameters and MACs at 32x32 and 10 classes."""
+    """kdbench's models, installed ones and timm's that match the glob: parameters and MACs at 32x32, 10 classes."""
     import torch
 
     from kdbench.models import build, own_names, size
@@ -117,12 +121,9 @@ def _parts(root: Path) -> Iterator[tuple[str, str]]:
     yield "data root", str(root) + ("" if root.is_dir() else " (does not exist; set KDBENCH_DATA or --data-root)")
     for row in data(root):
         yield f"data {row['data']}", row["state"]
-    problems = plugins.conflicts()
-    own = len(plugins.builtin_methods())
-    yield (
-        "methods",
-        f"{own} of kdbench, {len(plugins.method_names()) - own} installed" + "".join(f"; {p}" for p in problems),
-    )
+    for kind in ("methods", "models", "data", "tasks"):
+        counted = f"{len(plugins.builtin(kind))} of kdbench, {len(plugins.installed_names(kind))} installed"
+        yield kind, "; ".join([counted, *(conflict.why for conflict in plugins.conflicts(kind))])
     yield from scan.states()
     compiler = shutil.which("g++") or shutil.which("c++")
     yield "recipe.compile on CPU", "compiler found" if compiler else "no C++ compiler: leave `compile: false`"

@@ -24,6 +24,7 @@ from kdbench.cli.options import (
     DryRun,
     Epochs,
     Json,
+    NoPlugins,
     Only,
     Results,
     Runs,
@@ -101,6 +102,7 @@ def run(
     timeout: Timeout = None,
     dry_run: DryRun = False,
     track: TrackOf = Track.default,
+    no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
@@ -121,6 +123,7 @@ def retry(
     devices: Devices = None,
     timeout: Timeout = None,
     dry_run: DryRun = False,
+    no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Do the jobs again that failed, diverged or were skipped, and no others."""
@@ -129,7 +132,13 @@ def retry(
 
 
 @app.command()
-def status(suite: SuitePath, results: Results = LEADERBOARD, runs: Runs = RUNS, as_json: Json = False) -> None:
+def status(
+    suite: SuitePath,
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
+    no_plugins: NoPlugins = False,
+    as_json: Json = False,
+) -> None:
     """What is running, what waits, what failed and why."""
     from kdbench.run import upkeep
     from kdbench.run.store import Store
@@ -168,6 +177,7 @@ def clean(
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
+    no_plugins: NoPlugins = False,
     dry_run: DryRun = False,
 ) -> None:
     """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
@@ -184,7 +194,7 @@ def clean(
 
 
 @app.command()
-def check(suite: SuitePath) -> None:
+def check(suite: SuitePath, no_plugins: NoPlugins = False) -> None:
     """Validate a suite file; imports no torch and needs no data."""
     from kdbench.suite.load import load
 
@@ -206,6 +216,7 @@ def plan(
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
     track: TrackOf = Track.default,
+    no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
@@ -216,7 +227,7 @@ def plan(
 
 
 @app.command()
-def board(suite: SuitePath, results: Results = LEADERBOARD) -> None:
+def board(suite: SuitePath, results: Results = LEADERBOARD, no_plugins: NoPlugins = False) -> None:
     """Render the board again from the stored results; needs no data."""
     from kdbench.board.publish import board_of, publish
     from kdbench.run.store import Store

@@ -48,6 +48,25 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 TrackOf = Annotated[
     Track, typer.Option("--track", help="default: published knobs; tuned: those that `kdbench tune` chose.")
 ]
+
+
+def _no_plugins(context: typer.Context, value: bool) -> bool:
+    from kdbench.userfiles import refusing_files
+
+    if value:
+        context.with_resource(refusing_files())
+    return value
+
+
+NoPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--no-plugins",
+        envvar="KDBENCH_NO_PLUGINS",
+        callback=_no_plugins,
+        help="Refuse a suite that names Python files: they are code, and using the suite runs it.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 

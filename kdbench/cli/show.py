@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdbench.cli.options import LEADERBOARD, DataRoot, Json, Results, SuitePath, emit, root_of, warn
+from kdbench.cli.options import LEADERBOARD, DataRoot, Json, NoPlugins, Results, SuitePath, emit, root_of, warn
 
 show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
 
@@ -39,7 +39,9 @@ def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
 
 
 @show.command("results")
-def show_results(suite: SuitePath, results: Results = LEADERBOARD, as_json: Json = False) -> None:
+def show_results(
+    suite: SuitePath, results: Results = LEADERBOARD, no_plugins: NoPlugins = False, as_json: Json = False
+) -> None:
     """Stored results of a suite; stale ones are marked."""
     from kdbench.cli import listing
     from kdbench.run.store import Store

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, Only, Runs, SuitePath, console
+from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, NoPlugins, Only, Runs, SuitePath, console
 
 
 def tune(
@@ -36,6 +36,7 @@ def tune(
         Path, typer.Option("--results", help="Folder of the boards; winners go to its tuned/<suite>/.", metavar="DIR")
     ] = LEADERBOARD,
     runs: Runs = RUNS,
+    no_plugins: NoPlugins = False,
     status: Annotated[bool, typer.Option("--status", help="Show the studies, and stop.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write pages and pictures of the studies, and stop.")] = (
         False

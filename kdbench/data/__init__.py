@@ -1,8 +1,8 @@
 """Data sets: real images as uint8 tensors or as files, a fixed stratified train/validation cut, and a fingerprint.
 
 Each file here that declares `NAMES` reads some data sets: `read(name, root, **options) -> Raw`, and
-`status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own: `./mine.py:load`,
-called as `load(root, **options) -> Raw`.
+`status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own, `./mine.py:load`,
+or an installed package's by the entry point `kdbench.data`; both are called as `load(root, **options) -> Raw`.
 """
 
 from __future__ import annotations
@@ -117,8 +117,12 @@ def default_root() -> Path:
 
 
 def found(root: Path) -> dict[str, str]:
-    """Each built-in data set: "embedded", "found (IDX in MNIST/raw)" (relative to `root`) or "missing: expects ..."."""
-    return {name: _module(stem).status(name, Path(root)) for name, stem in plugins.declared("data").items()}
+    """Each data set by name: "embedded", "found (IDX in MNIST/raw)" (relative to `root`) or "missing: expects ...".
+
+    Of an installed package's, only the package is known before it is read.
+    """
+    own = {name: _module(stem).status(name, Path(root)) for name, stem in plugins.declared("data").items()}
+    return own | {name: plugins.origin("data", name) for name in plugins.installed_names("data")}
 
 
 def fingerprint(raw: Raw) -> str:
@@ -161,10 +165,13 @@ def _read(data: fields.Data, root: Path, folder: Path) -> Any:
         read, arguments = plugins.from_file(data.name, folder), (root,)
     elif data.name in declared:
         read, arguments = _module(declared[data.name]).read, (data.name, root)
+    elif data.name in plugins.installed_names("data"):
+        read, arguments = plugins.installed_function("data", data.name), (root,)
     else:
+        known = plugins.names("data")
         raise UserError(
-            f"data.name: there is no data set '{data.name}'{did_you_mean(data.name, declared)}; choose one of "
-            f"{', '.join(declared)}, or a Python file's function (./mine.py:load)"
+            f"data.name: there is no data set '{data.name}'{did_you_mean(data.name, known)}; choose one of "
+            f"{', '.join(known)}, or a Python file's function (./mine.py:load)"
         )
     try:
         inspect.signature(read).bind(*arguments, **data.options)

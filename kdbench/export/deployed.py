@@ -127,9 +127,11 @@ class Deployed:
 
     @property
     def origin(self) -> str:
-        """Whose network it is: `timm`, `kdbench`, or `file` (the user's)."""
+        """Whose network it is: `timm`, `kdbench`, `package` (an installed one), or `file` (the user's)."""
         if plugins.is_file(self.spec.model):
             return "file"
+        if self.spec.model in plugins.installed_names("models"):
+            return "package"
         return "kdbench" if self.spec.model in plugins.declared("models") else "timm"
 
 

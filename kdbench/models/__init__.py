@@ -1,7 +1,8 @@
-"""Models: kdbench's own, any timm model by name, or a function in the user's Python file.
+"""Models: kdbench's own, any timm model by name, those of installed packages, or a function in the user's Python file.
 
 Each file here that declares `NAMES` builds some models: `build(name, *, classes, channels, size, **options)`. A suite
-may also name a function of its own: `./net.py:build`, called as `build(classes=, channels=, size=, **options)`.
+may also name a function of its own, `./net.py:build`, or an installed package's by the entry point `kdbench.models`;
+both are called as `build(classes=, channels=, size=, **options)`.
 
 Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.models.taps.Tap`,
 in the order of the forward pass (`block1`, ..., `blockN`, `pooled`), and `kd_classifier`, the path of the final
@@ -44,7 +45,8 @@ def build(
     Initial weights come from torch's global generator; under `torch.device("meta")` no weights are made.
 
     Args:
-        name: kdbench's own, timm's (also with a tag of pretrained weights, `resnet18.a1_in1k`), or `./net.py:function`.
+        name: kdbench's own, an installed package's, timm's (also with a tag of pretrained weights, `resnet18.a1_in1k`),
+            or `./net.py:function`.
         options: keyword arguments of the model.
         input_size: the model is made for images of this side, and resizes those that it is given.
         pretrained: take timm's pretrained weights.
@@ -58,11 +60,11 @@ def build(
 
         shape = {"classes": classes, "channels": channels, "size": input_size}
         return resizing(build(name, options, **shape, pretrained=pretrained, folder=folder), input_size)
-    declared = plugins.declared("models")
+    declared, others = plugins.declared("models"), plugins.installed_names("models")
     given = {"classes": classes, "channels": channels, "size": size}
-    if not plugins.is_file(name) and name not in declared:
+    if not plugins.is_file(name) and name not in declared and name not in others:
         if name.partition(".")[0] not in timm_names():
-            hint = did_you_mean(name, (*declared, *timm_names()))
+            hint = did_you_mean(name, (*own_names(), *timm_names()))
             raise UserError(
                 f"there is no model '{name}'{hint}; `kdbench show models` lists kdbench's own, `kdbench show models "
                 f"'resnet*'` timm's too, and a Python file's function is written ./net.py:build"
@@ -74,6 +76,8 @@ def build(
         raise UserError(f"model '{name}': pretrained weights exist for timm's models only; give `weights: FILE`")
     if plugins.is_file(name):
         made = _called(plugins.from_file(name, folder), (), given, options, name)
+    elif name in others:
+        made = _called(plugins.installed_function("models", name), (), given, options, name)
     else:
         module: Any = importlib.import_module(f"kdbench.models.{declared[name]}")
         made = _called(module.build, (name,), given, options, name)

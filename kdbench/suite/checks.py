@@ -118,7 +118,7 @@ def _matches(
 # names and files -----------------------------------------------------------------------------------------------------
 def references(root: Node, folder: Path, problems: Problems) -> None:
     """Data sets, models, weights, optimisers and the labels of `reported`."""
-    _name(root.at(("data", "name")), ("data", "name"), "data set", plugins.declared("data"), folder, problems)
+    _name(root.at(("data", "name")), ("data", "name"), "data set", plugins.names("data"), folder, problems)
     optimizers = plugins.optimizer_names()
     for path, node in _optimizers(root):
         name = _text(node) or ""
@@ -157,7 +157,7 @@ def _timm_names() -> frozenset[str]:
 
 
 def _model(node: Node | None, path: tuple[str | int, ...], folder: Path, problems: Problems) -> None:
-    own, name = plugins.declared("models"), _text(node)
+    own, name = plugins.names("models"), _text(node)
     if name is None or name in own:
         return
     known = plugins.is_file(name) or name.partition(".")[0] in _timm_names()
@@ -172,7 +172,7 @@ def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
     name = _text(item.model)
     _model(item.model, path, folder, problems)
     pretrained = item.field("pretrained")
-    foreign = name is not None and (name in plugins.declared("models") or plugins.is_file(name))
+    foreign = name is not None and (name in plugins.names("models") or plugins.is_file(name))
     if pretrained is not None and pretrained.value is True and foreign:
         sentence = f"pretrained weights exist for timm's models only; give '{name}' its `weights`"
         problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)

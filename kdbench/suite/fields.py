@@ -1,6 +1,9 @@
 """The suite file, field by field (pydantic, no torch). `suite.load` reads it; `kdbench schema` prints it.
 
 Scalars are strict: "10" is not 10, and true is not 1. Everything is frozen. Lists become tuples.
+
+A field that is added to `Data`, `Recipe`, `Model` or what they hold is `Annotated[..., Since(2)]`, with a default that
+changes nothing: then it empties no board.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from pydantic import (
     create_model,
     model_validator,
 )
+
+from kdbench.births import Outside, Since
 
 Int = Annotated[int, Field(strict=True)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -93,11 +98,11 @@ class Augment(Spec):
     """Random crop after zero padding by this many pixels (CIFAR: 4)."""
     flip: Bool = False
     """Random horizontal flip with probability 1/2."""
-    random_resized_crop: ResizedCrop | None = None
+    random_resized_crop: Annotated[ResizedCrop | None, Since(2)] = None
     """ImageNet's crop: `{}` takes the usual 8 to 100% of the area and ratios of 3/4 to 4/3."""
-    rand_augment: RandAugment | None = None
+    rand_augment: Annotated[RandAugment | None, Since(2)] = None
     """RandAugment: `{n: 2, m: 9}`."""
-    cutmix: CutMix | None = None
+    cutmix: Annotated[CutMix | None, Since(2)] = None
     """CutMix, for every method and for teachers trained here; methods that need hard labels are refused."""
 
     @model_validator(mode="after")
@@ -158,11 +163,11 @@ class Recipe(Spec):
     """Clip each learner's gradient to this norm."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: fp32 on CPU, bf16 autocast on CUDA; what was used is recorded."""
-    compile: Bool = False
+    compile: Annotated[Bool, Outside("changes no weight")] = False
     """torch.compile every model (not part of a job's identity)."""
-    validate_every: Annotated[Int, Field(ge=1)] = 1
+    validate_every: Annotated[Int, Field(ge=1), Outside("changes no weight")] = 1
     """Epochs between validations of the learners; the last epoch is always validated."""
-    teacher_logits: Literal["live", "stored"] = "live"
+    teacher_logits: Annotated[Literal["live", "stored"], Since(2)] = "live"
     """stored: roles that teach without learning say once what they say of each training image, where that is exact:
     without augmentation, for methods that see logits only and leave batches as they are. Other methods run live."""
 
@@ -216,6 +221,9 @@ Train = Annotated[
 ]
 
 
+FROZEN = Outside("of frozen roles, for which `job.freeze` adds what counts")
+
+
 def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
@@ -227,17 +235,17 @@ class Model(Spec):
     """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
     options: dict[str, Any] = {}
     """Keyword arguments of the model."""
-    input_size: Annotated[Int, Field(ge=1)] | None = None
+    input_size: Annotated[Annotated[Int, Field(ge=1)] | None, Since(2)] = None
     """Side of the images that this model works on: it resizes those that every role sees. Default: as they are."""
-    train: Train = True
+    train: Annotated[Train, FROZEN] = True
     """true: trained here with the pair's recipe; or a map that overrides fields of it."""
-    weights: Str | None = None
+    weights: Annotated[Str | None, FROZEN] = None
     """Read the weights from this file (.pt or .safetensors; relative to the suite file)."""
-    pretrained: Bool = False
+    pretrained: Annotated[Bool, FROZEN] = False
     """Take timm's pretrained weights."""
-    seed: Annotated[Int, Field(ge=0)] = 0
+    seed: Annotated[Int, Field(ge=0), FROZEN] = 0
     """Seed of a frozen role that is trained here: one checkpoint for all methods and seeds."""
-    min_top1: Annotated[Float, Field(ge=0, le=100)] | None = None
+    min_top1: Annotated[Annotated[Float, Field(ge=0, le=100)] | None, Outside("stops a job, changes none")] = None
     """Gate in percent of validation accuracy: below it the pair is stopped with a sentence."""
 
     @model_validator(mode="after")

@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdbench.births import born, content
 from kdbench.method import Method, Plan, Wrapper, knobs
-from kdbench.plugins import class_sha, source_sha
+from kdbench.plugins import class_sha, name_of, source_sha
 from kdbench.result import Result, Status
 from kdbench.suite.fields import Data, Model, Recipe, RecipeOverride, patched
 from kdbench.suite.load import Suite
 from kdbench.suite.overrides import with_fields, with_knobs, with_student
 
 PROTOCOL = 1  # raise it when the engine's meaning changes: old results then count as stale
-NEUTRAL = {"compile", "validate_every"}  # fields of a recipe that do not change what is learned
-YOUNG = {"teacher_logits": "live"}
-LOCAL = ("download", "path", "workers")  # options that say whence and how data come; the fingerprint says what they are
+LOCAL = (
+    "download",
+    "path",
+    "workers",
+)  # options of data that say where and how; the fingerprint says what
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,7 @@ def expand(
     """
     chosen = tuple(suite.file.seeds if seeds is None else seeds)
     cells = [_cell(suite, pair, label, fingerprint, epochs) for pair, label in suite.cells]
-    return [
-        replace(job, seed=seed, content={**job.content, "seed": seed}, comparable=job.comparable)
-        for seed in chosen
-        for job in cells
-    ]
+    return [replace(job, seed=seed, content={**job.content, "seed": seed}) for seed in chosen for job in cells]
 
 
 def variant(
@@ -144,9 +143,9 @@ def _cell(
     pair, given = suite.file.pairs[pair_name], overrides or {}
     method = with_knobs(suite.methods[label], given)
     full = patched(suite.file.recipe, pair.recipe)
-    recipe = with_fields(full, given)
-    if (shorter := own_epochs or epochs) is not None:
-        recipe = shortened(recipe, shorter)
+    whole = with_fields(full, given)
+    shorter = own_epochs or epochs
+    recipe = whole if shorter is None else shortened(whole, shorter)
     plan = method.plan(tuple(pair.roles))
     declared = {**pair.roles, "student": with_student(pair.student, given)}
     roles = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
@@ -156,15 +155,17 @@ def _cell(
         for role, model in roles.items()
         if role not in plan.learners
     }
-    content = {
+    # Asking for as many epochs as the suite has changes nothing.
+    trained = (whole, *(own for role in frozen if (own := own_recipe(roles[role], full)) is not None))
+    said = {
         "protocol": PROTOCOL,
         "data": data,
-        "recipe": recipe_content(recipe),
+        "recipe": content(recipe),
         "roles": {
             role: dict(frozen[role].content) if role in frozen else model_content(model, suite.folder)
             for role, model in sorted(roles.items())
         },
-        "method": method_content(method, suite.method_names[label], suite.folder),
+        "method": method_content(method),
     }
     return Job(
         suite=suite.file.name,
@@ -178,10 +179,8 @@ def _cell(
         roles=roles,
         frozen=frozen,
         folder=suite.folder,
-        content=content,
-        # Asking for as many epochs as the suite has changes nothing.
-        comparable=epochs is None
-        or content == _cell(suite, pair_name, label, fingerprint, None, overrides, own_epochs).content,
+        content=said,
+        comparable=epochs is None or all(own.epochs == epochs for own in trained),
     )
 
 
@@ -199,58 +198,54 @@ def freeze(
     model: Model, recipe: Recipe, data: Mapping[str, Any], folder: Path, epochs: int | None = None
 ) -> FrozenRole:
     """How a frozen role comes by its weights, and its content key."""
-    content = model_content(model, folder)
+    said = model_content(model, folder)
     if model.weights is not None:
         path = folder / model.weights
         sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        return FrozenRole(model, None, {**content, "weights": sha, "data": data}, folder)
-    if model.pretrained:
-        return FrozenRole(model, None, {**content, "pretrained": True, "data": data}, folder)
-    own = patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
+        return FrozenRole(model, None, {**said, "weights": sha, "data": data}, folder)
+    own = own_recipe(model, recipe)
+    if own is None:
+        return FrozenRole(model, None, {**said, "pretrained": True, "data": data}, folder)
     if epochs is not None:
         own = shortened(own, epochs)
     alone = own.model_copy(update={"teacher_logits": "live"})  # whoever learns from labels alone has no teacher
-    return FrozenRole(model, own, {**content, "train": recipe_content(alone), "seed": model.seed, "data": data}, folder)
+    return FrozenRole(model, own, {**said, "train": content(alone), "seed": model.seed, "data": data}, folder)
+
+
+def own_recipe(model: Model, recipe: Recipe) -> Recipe | None:
+    """How a frozen role is trained here, in full; None where its weights come from elsewhere."""
+    if model.weights is not None or model.pretrained:
+        return None
+    return patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
 
 
 def model_content(model: Model, folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = {"model": model.model, "options": model.options}
-    if model.input_size is not None:
-        content["input_size"] = model.input_size
-    return _with_source(content, model.model, folder)
+    return content(model) | _source(source_sha("models", model.model, folder))
 
 
 def data_content(data: Data, folder: Path, fingerprint: str | None) -> dict[str, Any]:
-    content = data.model_dump(mode="json")
-    content["options"] = {name: value for name, value in content["options"].items() if name not in LOCAL}
-    return _with_source({**content, "fingerprint": fingerprint}, data.name, folder)
+    said = content(data)
+    options = {name: value for name, value in said["options"].items() if name not in LOCAL}
+    sha = source_sha("data", data.name, folder)
+    return {**said, "options": options, "fingerprint": fingerprint} | _source(sha)
 
 
-def recipe_content(recipe: Recipe) -> dict[str, Any]:
-    """All that matters; fields younger than stored results are left out while they have their default."""
-    content = recipe.model_dump(mode="json", exclude=NEUTRAL)
-    content["augment"] = {name: value for name, value in content["augment"].items() if value is not None}
-    return {name: value for name, value in content.items() if name not in YOUNG or value != YOUNG[name]}
-
-
-def method_content(method: Method, name: str, folder: Path) -> dict[str, Any]:
-    """Name, revision and every knob, defaults included, of a method and of what it wraps."""
-    values: dict[str, Any] = {"name": Path(name).stem if name.endswith(".py") else name}
-    values["revision"] = type(method).revision
-    values["knobs"] = {knob: getattr(method, knob) for knob in knobs(method)}
+def method_content(method: Method) -> dict[str, Any]:
+    """Name, revision and every knob that is born, defaults included, of a method and of what it wraps."""
+    values: dict[str, Any] = {"name": name_of(type(method)), "revision": type(method).revision}
+    values["knobs"] = {
+        name: value
+        for name, field in knobs(method).items()
+        if born(field.metadata["knob"]["since"], value := getattr(method, name), field.default)
+    }
     if isinstance(method, Wrapper):
-        values["over"] = method_content(method.over, _module_name(method.over), folder)
-    sha = class_sha(type(method))
-    return {**values, "source": sha} if sha else values
+        values["over"] = method_content(method.over)
+    return values | _source(class_sha(type(method)))
 
 
-def _module_name(method: Method) -> str:
-    return type(method).__module__.rpartition(".")[2]
-
-
-def _with_source(content: dict[str, Any], reference: str, folder: Path) -> dict[str, Any]:
-    sha = source_sha(reference, folder)
-    return {**content, "source": sha} if sha else content
+def _source(sha: str | None) -> dict[str, str]:
+    """Of what is not ours: its text counts."""
+    return {"source": sha} if sha else {}
 
 
 def matches(job: Job, content: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from kdbench import plugins
 from kdbench.errors import UserError, near
-from kdbench.method import Method
+from kdbench.method import Method, chain
 from kdbench.suite import checks, fields, search_checks
 from kdbench.suite.configure import configure
 from kdbench.suite.schema import schema, schema_text
@@ -70,9 +70,19 @@ def load(path: Path) -> Suite:
     search_checks.check(root, methods, problems)
     problems.stop_if_any()
     assert file is not None
-    used = set(names.values())
-    notes = tuple(sentence for sentence in plugins.conflicts() if sentence.split("'")[1] in used)
-    return Suite(file, path, methods, names, cells, notes, root)
+    return Suite(file, path, methods, names, cells, _hidden(file, methods), root)
+
+
+def _hidden(file: fields.SuiteFile, methods: Mapping[str, Method]) -> tuple[str, ...]:
+    """A sentence for each installed plug-in that is not what the suite gets by its name."""
+    used = {
+        "data": {file.data.name},
+        "models": {model.model for pair in file.pairs.values() for model in pair.roles.values()},
+        "methods": {plugins.name_of(type(link)) for method in methods.values() for _, link in chain(method)},
+    }
+    return tuple(
+        conflict.why for kind, names in used.items() for conflict in plugins.conflicts(kind) if conflict.name in names
+    )
 
 
 def _validated(root: Node, problems: Problems) -> fields.SuiteFile | None:

@@ -7,47 +7,53 @@ A path is a knob (`temperature`), a wrapped method's knob (`over.temperature`), 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from kdbench.errors import UserError, did_you_mean
-from kdbench.method import Method, Wrapper, knobs
+from kdbench.method import Method, chain, knobs
 from kdbench.suite.fields import Model, Recipe, RecipeOverride, patched
 from kdbench.suite.knobs import method_model
 
+OVER = re.compile(r"(over\.)*")  # of a path: which link of the chain has the knob
 
-def with_knobs(method: Method, overrides: Mapping[str, Any], prefix: str = "") -> Method:
+
+def with_knobs(method: Method, overrides: Mapping[str, Any]) -> Method:
     """The method with the knobs that `overrides` names; other kinds of path are left to the functions below.
 
     Raises:
         UserError: the method has no such knob, or does not accept the value.
     """
-    own: dict[str, Any] = {}
-    inner: dict[str, Any] = {}
+    links = dict(chain(method))
+    given: dict[str, dict[str, Any]] = {prefix: {} for prefix in links}
     for path, value in overrides.items():
-        first = path.partition(".")[0]
-        if first == "over":
-            inner[path.removeprefix("over.")] = value
-        elif prefix or first not in ("recipe", "student"):
-            own[path] = value
-    for path in own:
-        if path not in knobs(method):
-            listed = did_you_mean(path, knobs(method))
-            raise UserError(f"{prefix}{path}: {type(method).__name__} has no such knob{listed}")
-    if inner and not isinstance(method, Wrapper):
-        raise UserError(f"{prefix}over.{next(iter(inner))}: {type(method).__name__} wraps no method")
-    changed: dict[str, Any] = {path: tuple(v) if isinstance(v, list) else v for path, v in own.items()}
+        if path.partition(".")[0] in ("recipe", "student"):
+            continue
+        prefix = OVER.match(path).group()  # type: ignore[union-attr]
+        if prefix not in links:
+            raise UserError(f"{path}: {type(list(links.values())[-1]).__name__} wraps no method")
+        name = path.removeprefix(prefix)
+        if name not in knobs(links[prefix]):
+            listed = did_you_mean(name, knobs(links[prefix]))
+            raise UserError(f"{path}: {type(links[prefix]).__name__} has no such knob{listed}")
+        given[prefix][name] = tuple(value) if isinstance(value, list) else value
+    changed: dict[str, Any] = {}  # from the inside out
+    for prefix, link in reversed(links.items()):
+        changed = given[prefix] | changed
+        if changed:
+            changed = {"over": _replaced(link, changed)}
+    return changed.get("over", method)
+
+
+def _replaced(method: Method, changed: dict[str, Any]) -> Method:
     try:
-        method_model(type(method)).model_validate(changed)
-        if inner and isinstance(method, Wrapper):
-            changed["over"] = with_knobs(method.over, inner, f"{prefix}over.")
-        return dataclasses.replace(method, **changed) if changed else method  # type: ignore[type-var]
+        method_model(type(method)).model_validate({name: v for name, v in changed.items() if name != "over"})
+        return dataclasses.replace(method, **changed)  # type: ignore[type-var]
     except ValidationError as error:
         raise UserError(f"{type(method).__name__} refuses {_said(error)}") from error
-    except UserError:
-        raise
     except Exception as error:  # whatever a plug-in's __post_init__ raises is about these knobs
         raise UserError(f"{type(method).__name__} refuses these knobs: {error or type(error).__name__}") from error
 

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import plugins
+from kdbench.method import Method, chain
 from kdbench.suite.fields import SuiteFile
 from kdbench.suite.knobs import method_model
+
+
+def knob_annotation(method: Method, key: str) -> Any:
+    """The type of `temperature`, or of `over.temperature` of what it wraps; None where there is no such knob."""
+    for prefix, link in chain(method):
+        field = method_model(type(link)).model_fields.get(key.removeprefix(prefix))
+        if key.startswith(prefix) and field is not None:
+            return field.annotation
+    return None
 
 
 def schema() -> dict[str, Any]:

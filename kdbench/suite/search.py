@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kdbench.method import Method, Wrapper, knobs
+from kdbench.method import Method, chain, knob_values, knobs
 from kdbench.suite.fields import RecipeOverride
 from kdbench.suite.job import Job, variant
-from kdbench.suite.knobs import method_model
 from kdbench.suite.load import Suite
-from kdbench.suite.sentences import annotation_at, bare
+from kdbench.suite.schema import knob_annotation
+from kdbench.suite.sentences import annotation_at, is_whole
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -198,7 +198,7 @@ def space_of(suite: Suite, pair: str, label: str) -> Space:
     entries = [entry for key, entry in own.items() if entry and key not in given and key not in pinned and not sweep]
     for key, value in given.items():
         if key in own:
-            entries.append(narrowed(key, value, own[key], _is_integer(method, key)))
+            entries.append(narrowed(key, value, own[key], is_whole(knob_annotation(method, key))))
         elif key.startswith(("recipe.", "student.")):
             entries.append(narrowed(key, value, None, _is_field_integer(key)))
     job = variant(suite, pair, label, {})
@@ -216,21 +216,20 @@ def _possible(entry: Entry, entries: Sequence[Entry], values: Mapping[str, Any])
     )
 
 
-def knob_entries(method: Method, prefix: str = "") -> Iterator[tuple[str, Entry | None]]:
+def knob_entries(method: Method) -> Iterator[tuple[str, Entry | None]]:
     """Every knob of a method and of what it wraps; None where its declaration gives nothing to search."""
-    hints = typing.get_type_hints(type(method))
-    for name, field in knobs(method).items():
-        meta, kind, key = field.metadata["knob"], hints[name], prefix + name
-        if meta["choices"]:
-            yield key, Entry(key, choices=tuple(meta["choices"]))
-        elif kind is bool:
-            yield key, Entry(key, choices=(False, True))
-        elif kind in (int, float) and meta["low"] is not None and meta["high"] is not None:
-            yield key, Entry(key, low=meta["low"], high=meta["high"], log=meta["log"], integer=kind is int)
-        else:
-            yield key, None
-    if isinstance(method, Wrapper):
-        yield from knob_entries(method.over, f"{prefix}over.")
+    for prefix, link in chain(method):
+        hints = typing.get_type_hints(type(link))
+        for name, field in knobs(link).items():
+            meta, kind, key = field.metadata["knob"], hints[name], prefix + name
+            if meta["choices"]:
+                yield key, Entry(key, choices=tuple(meta["choices"]))
+            elif kind is bool:
+                yield key, Entry(key, choices=(False, True))
+            elif kind in (int, float) and meta["low"] is not None and meta["high"] is not None:
+                yield key, Entry(key, low=meta["low"], high=meta["high"], log=meta["log"], integer=kind is int)
+            else:
+                yield key, None
 
 
 def narrowed(key: str, value: Any, declared: Entry | None, integer: bool) -> Entry:
@@ -276,28 +275,12 @@ def value_at(job: Job, key: str) -> Any:
         if student is None:
             return None
         return student.model if rest == ["model"] else student.options.get(rest[-1])
-    method: Method = job.method
-    while first == "over" and isinstance(method, Wrapper):
-        method, (first, *rest) = method.over, rest
-    return getattr(method, first) if first in knobs(method) else None
+    return knob_values(job.method).get(key)
 
 
 def _spelt_out(suite: Suite, label: str, key: str) -> bool:
     return suite.says("methods", label, *key.split("."))
 
 
-def _is_integer(method: Method, key: str) -> bool:
-    *over, name = key.split(".")
-    for _ in over:
-        assert isinstance(method, Wrapper)
-        method = method.over
-    return _whole(method_model(type(method)).model_fields[name].annotation)
-
-
 def _is_field_integer(key: str) -> bool:
-    return key.startswith("recipe.") and _whole(annotation_at(RecipeOverride, key.split(".")[1:]))
-
-
-def _whole(annotation: Any) -> bool:
-    kinds = bare(annotation)
-    return int in kinds and float not in kinds
+    return key.startswith("recipe.") and is_whole(annotation_at(RecipeOverride, key.split(".")[1:]))

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from kdbench.errors import did_you_mean
-from kdbench.method import Method, Wrapper, knobs
+from kdbench.method import Method, chain, knobs
 from kdbench.result import Cost
 from kdbench.suite import search_rules
 from kdbench.suite.fields import RecipeOverride
@@ -101,7 +101,11 @@ class _Targets:
         self.incomplete = incomplete  # some method is wrong: a knob may be one of its
         self.knobs: dict[str, list[_Target]] = {}
         for method in methods.values():
-            for key, target in _knobs(method, ""):
+            for key, target in (
+                (prefix + name, _Target(method_model(type(link)), (name,)))
+                for prefix, link in chain(method)
+                for name in knobs(link)
+            ):
                 self.knobs.setdefault(key, [])
                 if target not in self.knobs[key]:
                     self.knobs[key].append(target)
@@ -131,13 +135,6 @@ class _Targets:
         if self.incomplete:
             return []
         return f"no method of the suite has this knob{did_you_mean(key, [*self.knobs, 'recipe.optimizer.lr'])}"
-
-
-def _knobs(method: Method, prefix: str) -> Iterator[tuple[str, _Target]]:
-    for name in knobs(method):
-        yield prefix + name, _Target(method_model(type(method)), (name,))
-    if isinstance(method, Wrapper):
-        yield from _knobs(method.over, f"{prefix}over.")
 
 
 class _Entry:

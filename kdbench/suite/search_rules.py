@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from kdbench.method import Method, Wrapper, knobs
+from kdbench.method import Method, chain, knobs
 from kdbench.suite.fields import RecipeOverride
-from kdbench.suite.knobs import method_model
-from kdbench.suite.sentences import annotation_at, bare
+from kdbench.suite.schema import knob_annotation
+from kdbench.suite.sentences import annotation_at, bare, is_whole
 from kdbench.suite.yaml import Node, Problems
 
 FOLLOWED = ("val/top1", "val/nll")  # measured while a training runs
@@ -75,7 +74,7 @@ def _finite(tune: Node, space: dict[str, Node], methods: dict[str, Method], prob
         problems.add(
             sampler.mark, ("tune", "sampler"), "'grid' needs `tune.space`: what to try, as lists or with a `step`"
         )
-    endless = {key for method in methods.values() for key in _endless(method, "")}
+    endless = {key for method in methods.values() for key in _endless(method)}
     for key, node in space.items():
         value = node.value
         if not isinstance(value, dict) or "choices" in value or "step" in value:
@@ -91,32 +90,16 @@ def _whole(key: str, value: dict[str, Node], methods: dict[str, Method]) -> bool
     if not all(isinstance(end, int) for end in ends) or (log is not None and log.value):
         return False
     if key.startswith("recipe."):
-        return _integer(annotation_at(RecipeOverride, key.split(".")[1:]))
-    kinds = [found for method in methods.values() if (found := _annotation(method, key)) is not None]
-    return all(map(_integer, kinds))
+        return is_whole(annotation_at(RecipeOverride, key.split(".")[1:]))
+    kinds = [found for method in methods.values() if (found := knob_annotation(method, key)) is not None]
+    return all(map(is_whole, kinds))
 
 
-def _annotation(method: Method, key: str) -> Any:
-    first, _, rest = key.partition(".")
-    if first == "over" and isinstance(method, Wrapper):
-        return _annotation(method.over, rest)
-    field = method_model(type(method)).model_fields.get(key)
-    return field.annotation if field else None
-
-
-def _integer(annotation: Any) -> bool:
-    kinds = bare(annotation)
-    return int in kinds and float not in kinds
-
-
-def _endless(method: Method, prefix: str) -> Iterator[str]:
+def _endless(method: Method) -> Iterator[str]:
     """Knobs whose declared range is continuous."""
-    model = method_model(type(method))
-    for name, field in knobs(method).items():
-        meta = field.metadata["knob"]
-        kinds = bare(model.model_fields[name].annotation)
-        ranged = meta["low"] is not None and meta["high"] is not None and not meta["choices"]
-        if ranged and (kinds == [float] or (kinds == [int] and meta["log"])):
-            yield prefix + name
-    if isinstance(method, Wrapper):
-        yield from _endless(method.over, f"{prefix}over.")
+    for prefix, link in chain(method):
+        for name, field in knobs(link).items():
+            meta, kinds = field.metadata["knob"], bare(knob_annotation(link, name))
+            ranged = meta["low"] is not None and meta["high"] is not None and not meta["choices"]
+            if ranged and (kinds == [float] or (kinds == [int] and meta["log"])):
+                yield prefix + name

@@ -160,6 +160,12 @@ def is_model(annotation: Any) -> bool:
     return any(isinstance(option, type) and issubclass(option, BaseModel) for option in bare(annotation))
 
 
+def is_whole(annotation: Any) -> bool:
+    """Whether a field takes whole numbers, and no others."""
+    kinds = bare(annotation)
+    return int in kinds and float not in kinds
+
+
 def fields_of_literal(annotation: Any, steps: Sequence[Step]) -> list[Any]:
     """The values that the Literal at `steps` allows."""
     found = annotation_at(annotation, steps)

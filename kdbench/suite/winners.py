@@ -13,7 +13,6 @@ from typing import Any
 
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.method import Method, Wrapper, knobs
 from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.load import Suite
@@ -60,11 +59,6 @@ class Winner:
             return cls(**raw)
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(str(error)) from error
-
-
-def knobs_of(method: Method, prefix: str = "") -> dict[str, Any]:
-    found = {prefix + name: getattr(method, name) for name in knobs(method)}
-    return found | (knobs_of(method.over, f"{prefix}over.") if isinstance(method, Wrapper) else {})
 
 
 # files ---------------------------------------------------------------------------------------------------------------

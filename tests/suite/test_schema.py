@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdbench import plugins
+from kdbench import installed, plugins
 from kdbench.method import Method, knob, knobs
 from kdbench.suite.knobs import method_model
 from kdbench.suite.schema import schema, schema_text
@@ -106,13 +106,13 @@ def test_the_published_schema_is_the_generated_one() -> None:
 
 def test_the_schema_does_not_depend_on_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     before = schema_text()
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("extra", "nowhere:X", group)])
-    plugins._installed.cache_clear()
+    monkeypatch.setattr(installed, "entry_points", lambda group: [EntryPoint("extra", "nowhere:X", group)])
+    plugins.forget()
     try:
         assert "extra" in plugins.method_names()
         assert schema_text() == before
     finally:
-        plugins._installed.cache_clear()
+        plugins.forget()
 
 
 def test_every_method_and_every_knob_is_in_the_schema() -> None:
