@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from kdbench import plugins
+from kdbench import files, plugins
 from kdbench.errors import UserError, did_you_mean, near
 from kdbench.method import Method, Wrapper
 
@@ -137,7 +137,7 @@ def _path(reference: str, folder: Path) -> Path:
     """Raises LookupError where there is no such file."""
     name = reference.partition(":")[0]
     path = folder / name
-    if not path.is_file():
+    if not files.is_file(path):
         raise LookupError(f"no such file: {name}{near(path, name[: -len(path.name)])}")
     return path
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdbench.cli.options import parse_seeds, pick_device
-from kdbench.errors import UserError, did_you_mean
+from kdbench.errors import UserError, did_you_mean, shown
 from kdbench.models.make import Sizes
 from kdbench.run.opened import Setting
 from kdbench.run.store import Store
 from kdbench.suite.job import Job
 from kdbench.suite.load import Suite
-from kdbench.train.recipe import make_optimizer
+from kdbench.train.recipe import try_optimizer
 from kdbench.train.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from kdbench.suite.job import Job
     from kdbench.suite.load import Suite
     from kdbench.train.workbench import Workbench
+
+
+MOST_SEEDS = 10_000
+_DEVICES = re.compile(r"(cpu|cuda|mps|xpu)(?::([0-9]{1,9}))?")  # those that training works on
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Setting:
         for note in bench.data.notes:
             warn(note)
         jobs = chosen_jobs(self._jobs(suite, bench.data.fingerprint, seeds, warn), self.only)
+        for sentence in _small_data(jobs, len(bench.data.train.labels)):
+            warn(sentence)
         store = Store(self.root, suite.file.name, warn)
         if self.again:
             jobs = [job for job in jobs if job.key in store.results and store.results[job.key].status != "ok"]
@@ -90,6 +95,18 @@ class Opened:
     store: Store
 
 
+def _small_data(jobs: Sequence[Job], examples: int) -> list[str]:
+    """A sentence for each batch that is larger than the training split: it is as large as that instead."""
+    recipes = [job.recipe for job in jobs] + [
+        role.recipe for job in jobs for role in job.frozen.values() if role.recipe
+    ]
+    return [
+        f"recipe.batch_size {size:,} is more than the {examples:,} training images: batches of {examples:,} are used"
+        for size in sorted({recipe.batch_size for recipe in recipes})
+        if size > examples
+    ]
+
+
 def chosen_jobs(jobs: list[Job], only: Sequence[str]) -> list[Job]:
     """The jobs whose `pair/method` matches a glob.
 
@@ -103,6 +120,23 @@ def chosen_jobs(jobs: list[Job], only: Sequence[str]) -> list[Job]:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"--only {pattern}: no cell of the suite matches{did_you_mean(pattern, names)}")
     return [job for job in jobs if any(fnmatchcase(job.name, pattern) for pattern in only)]
+
+
+def _known_device(option: str, name: str) -> None:
+    """Raises UserError where it is no device that training works on, or the machine has none of that number."""
+    import torch
+
+    found = _DEVICES.fullmatch(name)
+    if not found:
+        raise UserError(f"{option} {shown(name, 200)}: expects auto, cpu, cuda, mps or xpu, with a number: cuda:1")
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count(),
+    }
+    if int(found[2] or 0) >= here[found[1]]:
+        raise UserError(f"{option} {name}: there is no such device here; see `kdbench doctor`")
 
 
 def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple[int, int]]:
@@ -119,6 +153,6 @@ def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple
         recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
         for recipe in recipes:
             if (text := recipe.optimizer.model_dump_json()) not in tried:
-                make_optimizer([torch.nn.Linear(2, 2)], recipe.optimizer)
+                try_optimizer(recipe.optimizer)
                 tried.add(text)
     return shapes
