@@ -25,6 +25,14 @@ def write_atomically(path: Path, payload: bytes, *, durable: bool = True) -> Non
         raise
 
 
+def is_file(path: Path) -> bool:
+    """As of pathlib; a name that the file system does not allow is no file either."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file so that it is neither used nor lost; returns its new name."""
     number = 0

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kdbench import files
 from kdbench.errors import UserError, did_you_mean, near
 
 FILES = "kdbench_files"  # parent of the modules made from users' files
@@ -55,7 +56,7 @@ def path_of(reference: str, folder: Path) -> Path:
             "then leave --no-plugins out"
         )
     path = folder / name
-    if not path.is_file():
+    if not files.is_file(path):
         raise LookupError(f"no such file: {name}{near(path, name[: -len(path.name)])}")
     return path
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_cli import Done, kdbench
+from commands import Done, kdbench
 
 from kdbench import plugins
 from kdbench.errors import UserError

@@ -38,11 +38,12 @@ from kdbench.cli.options import (
     emit,
     parse_duration,
     parse_seeds,
+    refuse_hidden,
     warn,
 )
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
-from kdbench.errors import UserError
+from kdbench.errors import UserError, shown
 from kdbench.run.opened import Setting
 from kdbench.train.devices import pick_devices
 
@@ -62,17 +63,22 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: user errors are sentences on stderr and exit code 2, never a traceback."""
     try:
+        refuse_hidden(sys.argv[1:])
         app(standalone_mode=True)
     except UserError as error:
-        for line in str(error).splitlines():
-            print(line, file=sys.stderr)
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is None:  # not about a path of the user's
+            raise
+        print(f"{shown(str(error.filename), 200)}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def _version(value: bool) -> None:

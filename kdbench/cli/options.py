@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.errors import UserError
+from kdbench.errors import HIDDEN, UserError, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST_SEEDS = 10_000
 LEADERBOARD, RUNS = Path("leaderboard"), Path("runs")  # defaults of --results and --runs
 
 
@@ -23,14 +26,37 @@ class Track(StrEnum):
     tuned = "tuned"
 
 
+def _folder(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A path that is or can become a folder.
+
+    Raises:
+        UserError: it, or something it is in, is a file; or its name is too long.
+    """
+    try:
+        file = next((part for part in (path, *path.parents) if part.is_file()), None) if path else None
+    except OSError as error:
+        raise UserError(f"{option.opts[0]} {shown(str(path), 200)}: {error.strerror}") from None
+    if file is not None:
+        raise UserError(f"{option.opts[0]} {path}: {file} is a file; expects a folder")
+    return path
+
+
 SuitePath = Annotated[Path, typer.Argument(metavar="SUITE", help="The suite file, for example suites/digits.yaml.")]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench.")
+    Path | None,
+    typer.Option(
+        "--data-root", callback=_folder, help="Where data sets are; else $KDBENCH_DATA, else ~/.cache/kdbench."
+    ),
 ]
 Results = Annotated[
-    Path, typer.Option("--results", help="Folder of the boards; records go to its results/<suite>/.", metavar="DIR")
+    Path,
+    typer.Option(
+        "--results", callback=_folder, help="Folder of the boards; records go to its results/<suite>/.", metavar="DIR"
+    ),
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, teachers and logs.", metavar="DIR")]
+Runs = Annotated[
+    Path, typer.Option("--runs", callback=_folder, help="Folder of checkpoints, teachers and logs.", metavar="DIR")
+]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="PAIR/METHOD", help="Only these cells; globs; repeatable.")
 ]
@@ -79,7 +105,14 @@ def console(*, stderr: bool = False) -> Console:
 
 def warn(sentence: str) -> None:
     """A line on stderr."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    print(f"warning: {shown(sentence)}", file=sys.stderr)
+
+
+def refuse_hidden(words: Sequence[str]) -> None:
+    """Raises UserError where a word of the command line has a control character, or bytes that are no text."""
+    for word in words:
+        if HIDDEN.search(word):
+            raise UserError(f"'{shown(word, 200)}': a control character cannot stand on the command line")
 
 
 def root_of(data_root: Path | None) -> Path:
@@ -94,13 +127,16 @@ def emit(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in rows[0] if rows else ():
         table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0][column], int) else "left")
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        table.add_row(
+            *(f"{value:,}" if isinstance(value, int) else escape(shown(str(value))) for value in row.values())
+        )
     console().print(table if rows else "nothing there")
 
 
@@ -108,16 +144,19 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
     """`0,1,2` or `0-4` or a mixture, without repeats; None where nothing was asked for.
 
     Raises:
-        UserError: not such a list.
+        UserError: not such a list, or too long a one.
     """
     if text is None:
         return None
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise UserError(f"--seeds {text}: expects numbers such as 0,1,2 or a range such as 0-4")
-        seeds += range(int(first), int(last if dash else first) + 1)
+        found = re.fullmatch(r"0*([0-9]{1,18})(?:-0*([0-9]{1,18}))?", part.strip())
+        if not found or int(found[2] or found[1]) < int(found[1]):
+            raise UserError(f"--seeds {shown(text, 200)}: expects numbers such as 0,1,2 or a range such as 0-4")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if len(seeds) + last - first >= MOST_SEEDS:
+            raise UserError(f"--seeds {shown(text, 200)}: is more than {MOST_SEEDS:,} seeds: give fewer")
+        seeds += range(first, last + 1)
     return tuple(dict.fromkeys(seeds))
 
 

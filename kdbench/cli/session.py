@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.errors import shown
 from kdbench.models.make import Sizes
 from kdbench.run.crew import Crew
 from kdbench.run.opened import Setting, try_models
@@ -42,7 +43,9 @@ class Session:
     @classmethod
     def open(cls, setting: Setting, device: str, console: Console) -> Session:
         """Raises UserError with all that is wrong with the suite, the options, the data or the models."""
-        opened = setting.open(device, lambda sentence: console.print(f"warning: {sentence}", soft_wrap=True))
+        opened = setting.open(
+            device, lambda sentence: console.print(f"warning: {shown(sentence)}", soft_wrap=True, markup=False)
+        )
         jobs, bench = opened.jobs, opened.bench
         shapes = try_models(jobs, Sizes(bench.data, opened.suite.folder))
         return cls(opened.suite, jobs, bench, opened.store, setting, console, shapes)
@@ -144,7 +147,8 @@ class Session:
             console.print(table)
         for result in summary.troubled:
             console.print(
-                f"{result.status}: {result.pair}/{result.method} seed {result.seed}: {result.reason}", markup=False
+                f"{result.status}: {result.pair}/{result.method} seed {result.seed}: {shown(result.reason)}",
+                markup=False,
             )
         reused = len(summary.results) - summary.trained
         console.print(f"{summary.trained} jobs trained, {reused} were done already.", highlight=False)

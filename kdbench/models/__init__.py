@@ -11,9 +11,11 @@ classifier.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,35 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "own_names"]
 
+MOST_TENSORS = 20_000  # of parameters; networks of today have hundreds
 GIVEN = ("classes", "channels", "size")  # follow from the data set; options may not set them
 
 
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Stops the building of a network that cannot fit this machine, before its memory is written to."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    tensors = size = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, size
+        if parameter is None or parameter.is_meta or isinstance(parameter, UninitializedParameter):
+            return
+        tensors, size = tensors + 1, size + parameter.nbytes
+        if tensors > MOST_TENSORS or size > memory:
+            raise ValueError(f"it is too large: over {size / 2**20:,.0f} MiB in {tensors:,} tensors of parameters")
+
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.nn.parameter import UninitializedParameter
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@_bounded()
 def build(
     name: str,
     options: Mapping[str, Any],

@@ -52,6 +52,8 @@ class Setting:
         for note in bench.data.notes:
             warn(note)
         jobs = chosen_jobs(self._jobs(suite, bench.data.fingerprint, warn), self.only)
+        for sentence in _small_data(jobs, len(bench.data.train.labels)):
+            warn(sentence)
         store = Store(self.root, suite.file.name, warn)
         if self.again:
             jobs = [job for job in jobs if job.key in store.results and store.results[job.key].status != "ok"]
@@ -80,6 +82,18 @@ class Opened:
     store: Store
 
 
+def _small_data(jobs: Sequence[Job], examples: int) -> list[str]:
+    """A sentence for each batch that is larger than the training split: it is as large as that instead."""
+    recipes = [job.recipe for job in jobs] + [
+        role.recipe for job in jobs for role in job.frozen.values() if role.recipe
+    ]
+    return [
+        f"recipe.batch_size {size:,} is more than the {examples:,} training images: batches of {examples:,} are used"
+        for size in sorted({recipe.batch_size for recipe in recipes})
+        if size > examples
+    ]
+
+
 def chosen_jobs(jobs: list[Job], only: Sequence[str]) -> list[Job]:
     """The jobs whose `pair/method` matches a glob.
 
@@ -101,9 +115,7 @@ def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple
     Raises:
         UserError: a model, its options or an optimiser cannot be made.
     """
-    import torch
-
-    from kdbench.train.recipe import make_optimizer
+    from kdbench.train.recipe import try_optimizer
 
     shapes: dict[tuple[str, str], tuple[int, int]] = {}
     tried = set()
@@ -113,6 +125,6 @@ def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple
         recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
         for recipe in recipes:
             if (text := recipe.optimizer.model_dump_json()) not in tried:
-                make_optimizer([torch.nn.Linear(2, 2)], recipe.optimizer)
+                try_optimizer(recipe.optimizer)
                 tried.add(text)
     return shapes

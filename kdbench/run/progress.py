@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from kdbench.errors import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -78,7 +80,7 @@ class Lines:
         self._line(f"[{self.finished_jobs}/{self.total}] {job.name} seed {job.seed}: {verdict(result)}{ahead}")
 
     def warn(self, sentence: str) -> None:
-        self._line(f"warning: {sentence}")
+        self._line(f"warning: {shown(sentence)}")
 
 
 class Bars:
@@ -139,7 +141,7 @@ class Bars:
             self.bars.remove_task(self.current.pop(what))
 
     def warn(self, sentence: str) -> None:
-        self.bars.console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        self.bars.console.print(f"warning: {shown(sentence)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _headline(progress: Progress) -> str:

@@ -17,14 +17,16 @@ from pydantic import ValidationError
 
 from kdbench import plugins
 from kdbench.errors import did_you_mean, near
+from kdbench.files import is_file
 from kdbench.method import Method, Plan, Refusal
 from kdbench.suite.fields import Augment, Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched, rung_role
 from kdbench.suite.search_checks import student_models
 from kdbench.suite.sentences import report
-from kdbench.suite.yaml import Node, Problems
+from kdbench.suite.yaml import Node, Problems, kind
 
 _PAIR_FIELDS = tuple(name for name in Pair.model_fields if name not in ("teacher", "student"))
 _GLOB = frozenset("*?[")
+MOST = 1_000_000  # of a width, a depth and the like; what they make together is bounded when it is built
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,29 @@ def _matches(
         yield {(pair, label) for pair in selected[0] for label in selected[1]}
 
 
+# numbers -------------------------------------------------------------------------------------------------------------
+def numbers(root: Node, problems: Problems) -> None:
+    """Numbers are finite wherever they stand, and whole ones in options of models are of a size that can be built."""
+    places: list[tuple[tuple[str | int, ...], Node]] = [((), root)]
+    while places:
+        path, node = places.pop()
+        if isinstance(node.value, dict):
+            places += [((*path, name), item) for name, item in node.value.items()]
+        elif isinstance(node.value, list):
+            places += [((*path, index), item) for index, item in enumerate(node.value)]
+        elif isinstance(node.value, float) and not math.isfinite(node.value):
+            problems.add(node.mark, path, f"expects a finite number, got {kind(node.value)}")
+        elif type(node.value) in (int, float) and abs(node.value) > MOST and _of_a_model(path):
+            problems.add(node.mark, path, f"must be at most {MOST:,} in size, got {kind(node.value)}")
+
+
+def _of_a_model(path: tuple[str | int, ...]) -> bool:
+    """Whether a value is an option of a model: a role's, a rung's, or one that `tune` gives the student."""
+    if path[:2] == ("tune", "space"):
+        return str(path[2:3]).startswith("('student.options.")
+    return path[:1] == ("pairs",) and ("options" in path[3:4] or "ladder" in path[2:3])
+
+
 # names and files -----------------------------------------------------------------------------------------------------
 def references(root: Node, folder: Path, problems: Problems) -> None:
     """Data sets, models, weights, optimisers and the labels of `reported`."""
@@ -178,7 +203,7 @@ def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
         problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)
     weights = item.field("weights")
     file = _text(weights)
-    if weights is not None and file is not None and not (folder / file).is_file():
+    if weights is not None and file is not None and not is_file(folder / file):
         sentence = f"no such file: {file} (looked for beside the suite file){near(folder / file)}"
         problems.add(weights.mark, (*item.path, "weights"), sentence)
 

@@ -112,6 +112,9 @@ class Augment(Spec):
         return self
 
 
+SECOND_ORDER = ("adahessian",)  # of timm's optimisers; `kdbench.train.recipe` takes a step with each other one
+
+
 class Optimizer(Spec):
     """sgd and adamw are torch's; every other name is timm's (`timm.optim.list_optimizers()`)."""
 
@@ -125,6 +128,18 @@ class Optimizer(Spec):
     """"matrices" exempts biases and norms (tensors of fewer than two dimensions) from weight decay."""
     options: dict[str, Any] = {}
     """Further arguments of the optimiser: `{betas: [0.9, 0.98]}`."""
+
+    @model_validator(mode="after")
+    def _works(self) -> Optimizer:
+        if self.name.lower().removeprefix("lookahead_") in SECOND_ORDER:
+            raise ValueError(f"'{self.name}' needs second derivatives, which this loop does not make: choose another")
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum: give more than 0, or remove `nesterov`")
+        betas = self.options.get("betas", (0.9, 0.999))
+        numbers = list(betas) if isinstance(betas, list | tuple) else []
+        if len(numbers) < 2 or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in numbers):
+            raise ValueError("betas are a list of numbers from 0 to below 1, for example [0.9, 0.999]")
+        return self
 
 
 class Schedule(Spec):

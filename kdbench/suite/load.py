@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from kdbench import plugins
 from kdbench.errors import UserError, near
+from kdbench.files import is_file
 from kdbench.method import Method, chain
 from kdbench.suite import checks, fields, search_checks
 from kdbench.suite.configure import configure
@@ -64,6 +65,7 @@ def load(path: Path) -> Suite:
     methods, names = configure(root, path.parent, problems)
     cells = checks.cells(root, problems)
     checks.references(root, path.parent, problems)
+    checks.numbers(root, problems)
     checks.recipes(root, problems)
     checks.seeds(root, problems)
     checks.plans(root, methods, cells, problems)
@@ -106,7 +108,7 @@ def _extended(path: Path, problems: Problems, chain: tuple[Path, ...]) -> Node:
     if base_path.resolve() in [link.resolve() for link in chain]:
         circle = " -> ".join(link.name for link in (*chain, base_path))
         raise UserError(f"{extends.mark}: extends: goes in a circle ({circle})")
-    if not base_path.is_file():
+    if not is_file(base_path):
         raise UserError(f"{extends.mark}: extends: no such file: {extends.value}{near(base_path)}")
     base = _extended(base_path, problems, chain)
     return merged(_moved(base, base_path.parent, path.parent), root)

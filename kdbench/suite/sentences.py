@@ -25,6 +25,7 @@ _EXPECTED = {
     "mapping": "a map",
     "model": "a map",
 }
+_OWN_STEPS = ("<map>", "<bool>", "[key]")  # the tags of `spec.Train`, and how pydantic calls the key of a map
 _CLASSES = {"Model": "a model's name or a map", "Reported": "a number or a map"}
 
 
@@ -48,10 +49,7 @@ def report(
         drop: so many steps of a finding's own path are not in the file.
     """
     for finding in error.errors(include_url=False):
-        steps = [step for step in finding["loc"] if not (isinstance(step, str) and step.startswith("<"))]
-        is_key = bool(steps) and steps[-1] == "[key]"
-        if is_key:
-            steps.pop()
+        steps, is_key = _steps(finding["loc"], root, at, drop)
         path: tuple[Step, ...] = (*at, *steps[drop:])
         node = root.nearest(path)
         if finding["type"] == "too_short" and len(node.value) >= finding["ctx"]["min_length"]:
@@ -64,6 +62,16 @@ def report(
         while len(path) > len(at) and root.at(path) is None:  # the member of a union, or an override's absent field
             path = path[:-1]
         problems.add(mark, path, _sentence(finding, model, steps, None if is_key else root.at(path), noun))
+
+
+def _steps(loc: Sequence[Step], root: Node, at: Sequence[Step], drop: int) -> tuple[list[Step], bool]:
+    """A finding's path without pydantic's own steps (a user's key may look like one), and whether a key is wrong."""
+    steps: list[Step] = []
+    for step in loc:
+        if step in _OWN_STEPS and root.at((*at, *[*steps, step][drop:])) is None:
+            continue
+        steps.append(step)
+    return steps, loc[-1:] == ("[key]",) and steps[-1:] != ["[key]"]
 
 
 def _sentence(finding: Any, model: Any, steps: list[Step], node: Node | None, noun: str) -> str:

@@ -6,26 +6,25 @@ is twelve. Anchors and aliases work; tags, merge keys and a second document are 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ruamel.yaml import YAML
-from ruamel.yaml import events as ev
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+import yaml
+from yaml.reader import ReaderError
 
-from kdbench.errors import SUFFIXES, UserError, did_you_mean, near
+from kdbench.errors import HIDDEN, SUFFIXES, UserError, did_you_mean, near, shown
 
 DEPTH, NODES = 50, 200_000  # deeper or larger (after aliases are expanded) is a mistake or an attack
-
-_NULL = re.compile(r"null|Null|NULL|~|")
-_TRUE, _FALSE = re.compile(r"true|True|TRUE"), re.compile(r"false|False|FALSE")
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
-_NAN = re.compile(r"\.(?:nan|NaN|NAN)")
+CORE = {  # what a plain scalar is (YAML 1.2, section 10.3.2); the rest is text
+    "null": "null|Null|NULL|~|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
 
 Path_ = Sequence[str | int]
 
@@ -117,7 +116,7 @@ class Problems:
 
     def stop_if_any(self) -> None:
         if self.found:
-            raise UserError("\n".join(self.lines()))
+            raise UserError(*self.lines())
 
 
 def read(path: Path, problems: Problems) -> Node:
@@ -129,16 +128,20 @@ def read(path: Path, problems: Problems) -> Node:
     file = str(path)
     problems.files.append(file)
     text = _text(path)
-    builder = _Builder(file, problems)
+    top, loader = None, None
     try:
-        root = builder.root(text)
-    except MarkedYAMLError as error:
+        loader = _Loader(text)
+        top = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
         raise UserError(_syntax(file, error)) from None
-    except YAMLError as error:  # a character that YAML does not allow has a position in the text only
-        position = getattr(error, "position", 0)
-        mark = Mark(file, text.count("\n", 0, position) + 1, position - (text.rfind("\n", 0, position) + 1) + 1)
-        raise UserError(f"{mark}: a control character (U+{ord(text[position]):04X}) cannot stand here") from None
-    if root is None:
+    except ReaderError as error:  # PyYAML's own position counts characters of the whole text
+        mark, code = _after(file, text[: error.position]), ord(text[error.position])
+        raise UserError(f"{mark}: a control character (U+{code:04X}) cannot stand here") from None
+    except (ValueError, OverflowError):  # chr() of "\\UFFFFFFFF"
+        assert loader is not None
+        raise UserError(f"{_mark(file, loader.get_mark())}: there is no character of that number") from None
+    root = _Builder(file, problems).node(top, (), None) if top is not None else None
+    if root is None or root.value is None:
         raise UserError(f"{file}:1:1: is empty: a suite file needs name, data, recipe, pairs and methods")
     if not isinstance(root.value, dict):
         raise UserError(f"{root.mark}: expects a map (`name: ...`) at the top level, got {kind(root.value)}")
@@ -162,90 +165,93 @@ def kind(value: Any) -> str:
 
 
 def _text(path: Path) -> str:
-    if path.is_dir():
-        inside = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES)
-        hint = f"; it has {', '.join(inside[:5])}" if inside else ""
-        raise UserError(f"{path}: is a folder: name a suite file{hint}")
     try:
         raw = path.read_bytes()
+    except IsADirectoryError:
+        inside = sorted(item.name for item in path.iterdir() if item.suffix in SUFFIXES)
+        hint = f"; it has {', '.join(inside[:5])}" if inside else ""
+        raise UserError(f"{path}: is a folder: name a suite file{hint}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{near(path)}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{path}: cannot be read: {reason}") from None
+        raise UserError(f"{shown(str(path), 200)}: cannot be read: {reason}") from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = raw[: error.start].decode("utf-8", "replace")
-        line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-        raise UserError(f"{path}:{line}:{column}: is not UTF-8 text (byte 0x{raw[error.start]:02X})") from None
+        raise UserError(f"{_after(str(path), before)}: is not UTF-8 text (byte 0x{raw[error.start]:02X})") from None
 
 
-class _Builder:
-    """Composes nodes from the parser's events, so that scalars and positions are ours to decide."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's composer with the scalars of YAML 1.2, a limit of depth, and aliases that keep their own positions."""
 
-    def __init__(self, file: str, problems: Problems) -> None:
-        self.file, self.problems = file, problems
-        self.anchors: dict[str, Node] = {}
+    DEFAULT_SCALAR_TAG, DEFAULT_SEQUENCE_TAG, DEFAULT_MAPPING_TAG = "text", "list", "map"
+    yaml_implicit_resolvers: ClassVar = {None: [(tag, re.compile(rf"(?:{form})\Z")) for tag, form in CORE.items()]}
+    depth = 0
 
-    def root(self, text: str) -> Node | None:
-        yaml = YAML(typ="safe", pure=True)
-        yaml.version = (1, 2)
-        self.events: Iterator[Any] = iter(yaml.parse(text))
-        root = None
-        for event in self.events:
-            if isinstance(event, ev.DocumentStartEvent):
-                if root is not None:
-                    raise UserError(f"{self._mark(event)}: a second document starts here: a suite file is one document")
-                root = self._node(next(self.events), (), None)
-        if root is not None and root.value is None:
-            return None
-        return root
-
-    def _mark(self, event: Any) -> Mark:
-        return Mark(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
-
-    def _node(self, event: Any, path: tuple[str | int, ...], key: Mark | None) -> Node:
-        mark = self._mark(event)
-        if len(path) > DEPTH:
-            raise UserError(f"{mark}: is nested more than {DEPTH} deep")
-        if isinstance(event, ev.AliasEvent):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event, mark = self.peek_event(), self.peek_event().start_mark
+        if isinstance(event, yaml.AliasEvent):
+            self.get_event()
             if event.anchor not in self.anchors:
                 hint = did_you_mean(event.anchor, self.anchors)
-                raise UserError(f"{mark}: the alias *{event.anchor} has no complete anchor before it{hint}")
-            return replace(self.anchors[event.anchor], mark=mark, key=key)
-        tag = getattr(event, "ctag", None)
-        if tag is not None and str(tag):
-            self.problems.add(mark, path, f"the tag {_shorthand(str(tag))} is not supported: YAML is data here")
-        if isinstance(event, ev.ScalarEvent):
-            node = Node(self._scalar(event, path, mark), key if key and not event.value and event.implicit[0] else mark)
-            node = replace(node, key=key)
-        elif isinstance(event, ev.SequenceStartEvent):
-            items: list[Node] = []
-            while not isinstance(event_ := next(self.events), ev.SequenceEndEvent):
-                items.append(self._node(event_, (*path, len(items)), None))
-            node = Node(items, mark, key, 1 + sum(item.size for item in items))
-        else:
-            entries = self._entries(path)
-            node = Node(entries, mark, key, 1 + sum(item.size for item in entries.values()))
+                sentence = f"the alias *{event.anchor} has no complete anchor before it{hint}"
+                raise yaml.MarkedYAMLError(problem=sentence, problem_mark=mark)
+            node = copy.copy(self.anchors[event.anchor])
+            node.start_mark = mark
+            return node
+        if self.depth > DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"is nested more than {DEPTH} deep", problem_mark=mark)
+        self.depth += 1
+        sort = next(sort for sort in ("scalar", "sequence", "mapping") if sort in type(event).__name__.lower())
+        node = getattr(self, f"compose_{sort}_node")(None)  # no anchor yet: an alias inside itself is refused
+        self.depth -= 1
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
 
-    def _entries(self, path: tuple[str | int, ...]) -> dict[str, Node]:
+
+class _Builder:
+    """PyYAML's nodes -> ours; what an alias stands for is built once."""
+
+    def __init__(self, file: str, problems: Problems) -> None:
+        self.file, self.problems = file, problems
+        self.built: dict[int, Node] = {}  # by the identity of a collection's value, which its aliases share
+
+    def node(self, given: yaml.Node, path: tuple[str | int, ...], key: Mark | None) -> Node:
+        mark = _mark(self.file, given.start_mark)
+        if (known := self.built.get(id(given.value))) and not isinstance(given, yaml.ScalarNode):
+            return replace(known, mark=mark, key=key)
+        if given.tag not in (*CORE, "text", "list", "map"):
+            tag = given.tag.replace("tag:yaml.org,2002:", "!!")
+            self.problems.add(mark, path, f"the tag {tag} is not supported: YAML is data here")
+        if isinstance(given, yaml.ScalarNode):
+            absent = given.tag == "null" and not given.value
+            return Node(self._scalar(given.value, given.tag, path, mark), key if key and absent else mark, key)
+        value: list[Node] | dict[str, Node]
+        if isinstance(given, yaml.SequenceNode):
+            value = [self.node(item, (*path, index), None) for index, item in enumerate(given.value)]
+            size = sum(item.size for item in value)
+        else:
+            value = self._entries(given, path)
+            size = sum(item.size for item in value.values())
+        return self.built.setdefault(id(given.value), Node(value, mark, key, 1 + size))
+
+    def _entries(self, given: yaml.MappingNode, path: tuple[str | int, ...]) -> dict[str, Node]:
         entries: dict[str, Node] = {}
-        while not isinstance(event := next(self.events), ev.MappingEndEvent):
-            name_node = self._node(event, (*path, "?"), None)
-            name, mark = name_node.value, name_node.mark
-            scalar = isinstance(event, ev.ScalarEvent)
-            if scalar and type(name) is int and event.value == str(name):
-                name = event.value  # `{1: 72}`: a count is its own text
-            value = self._node(next(self.events), (*path, str(name) if scalar else "?"), mark)
-            if scalar and event.implicit[0] and event.value == "<<":
+        for key, item in given.value:
+            scalar = isinstance(key, yaml.ScalarNode)
+            named = self.node(key, (*path, "?"), None)
+            name, mark = named.value, named.mark
+            if scalar and type(name) is int and key.value == str(name):
+                name = key.value  # `{1: 72}`: a count is its own text
+            value = self.node(item, (*path, str(name) if scalar else "?"), mark)
+            if scalar and key.style is None and key.value == "<<":
                 sentence = "merge keys (`<<`) are not YAML 1.2: write the fields out, or use `extends`"
                 self.problems.add(mark, path, sentence)
             elif not isinstance(name, str):
-                quote = f': write "{event.value}"' if scalar else ""
+                quote = f': write "{key.value}"' if scalar else ""
                 self.problems.add(mark, path, f"expects text as a key, got {kind(name)}{quote}")
             elif name in entries:
                 first = entries[name].key
@@ -255,51 +261,55 @@ class _Builder:
                 entries[name] = value
         return entries
 
-    def _scalar(self, event: Any, path: tuple[str | int, ...], mark: Mark) -> Any:
-        text = event.value
-        if not event.implicit[0]:  # quoted, a block, or tagged
-            return text
-        if _NULL.fullmatch(text):
+    def _scalar(self, text: str, tag: str, path: tuple[str | int, ...], mark: Mark) -> Any:
+        if tag == "null":
             return None
-        if _TRUE.fullmatch(text):
-            return True
-        if _FALSE.fullmatch(text):
-            return False
-        if _INT.fullmatch(text):
-            digits = text.lstrip("+-").lstrip("0") if not text.startswith(("0o", "0x")) else text[2:].lstrip("0")
-            number = int(text, 0) if text.startswith(("0o", "0x")) else int(text) if len(digits) < 20 else 2**64
-            if not -(2**63) <= number < 2**63:
-                self.problems.add(mark, path, "is a whole number that does not fit 64 bits")
-                return 0
-            return number
-        if _FLOAT.fullmatch(text):
-            return float(text)
-        if match := _INFINITE.fullmatch(text):
-            return float(f"{match[1]}inf")
-        return float("nan") if _NAN.fullmatch(text) else text
+        if tag == "bool":
+            return text.lower() == "true"
+        if tag == "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if tag == "int":
+            sign, digits = (-1 if text[0] == "-" else 1), text.lstrip("+-").lstrip("0")
+            base = {"o": 8, "x": 16}.get(digits[:1], 10)
+            number = sign * int(digits.lstrip("ox0") or "0", base) if len(digits) < 30 else 2**64
+            if -(2**63) <= number < 2**63:
+                return number
+            self.problems.add(mark, path, "is a whole number that does not fit 64 bits")
+            return 0
+        if found := HIDDEN.search(re.sub(r"[\n\t]", "", text)):
+            self.problems.add(mark, path, f"has a control character (U+{ord(found[0]):04X}) in it: remove it")
+        return text
 
 
-def _shorthand(tag: str) -> str:
-    return tag.replace("tag:yaml.org,2002:", "!!")
+def _after(file: str, before: str) -> Mark:
+    """The position behind a piece of text from the file's beginning."""
+    return Mark(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
-def _syntax(file: str, error: MarkedYAMLError) -> str:
+def _mark(file: str, mark: yaml.Mark) -> Mark:
+    return Mark(file, mark.line + 1, mark.column + 1)
+
+
+_SAID = {  # a part of what PyYAML says -> what a user understands, and whether it is told where the thing opens
+    "'\\t'": ("a tab cannot indent YAML: use spaces", False),
+    "mapping values": ("a second `key: value` on this line: fix the indentation, or put the value in quotes", False),
+    "another document": ("a second document starts here: a suite file is one document", False),
+    "stream end": ("a bracket or a quote that opens here is not closed", True),
+    "end of stream": ("a bracket or a quote that opens here is not closed", True),
+    "expected ':'": ("expects `key: value` here", True),
+    "block collection": ("the indentation does not fit the lines above", False),
+    "block mapping": ("the indentation does not fit the lines above", False),
+}
+
+
+def _syntax(file: str, error: yaml.MarkedYAMLError) -> str:
     """A parser's complaint as one sentence."""
-    problem, context = str(error.problem or ""), str(error.context or "")
-    mark = error.problem_mark or error.context_mark
-    if "'\\t'" in problem or "\t" in problem:
-        sentence = "a tab cannot indent YAML: use spaces"
-    elif match := re.search(r"found character '(.+?)' that cannot start any token", problem):
+    said = re.sub(r"\s+", " ", f"{error.context or ''} {error.problem}".strip())
+    mark, sentence = error.problem_mark, f"is not YAML: {said}" if error.context else said
+    if match := re.search(r"character '(.+?)' that cannot start any token", said):
         sentence = f"a value cannot start with {match[1]}: put it in quotes"
-    elif "mapping values are not allowed" in problem:
-        sentence = "a second `key: value` on this line: fix the indentation, or put the value in quotes"
-    elif "stream end" in problem or "end of stream" in problem:
-        sentence = "a bracket or a quote that opens here is not closed"
-        mark = error.context_mark or mark
-    elif "collection" in context or "block mapping" in context:
-        sentence = "the indentation does not fit the lines above"
-    else:
-        said = re.sub(r"\s+", " ", f"{context} {problem}".strip())
-        sentence = f"is not YAML: {said}"
-    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    return f"{file}:{line}:{column}: {sentence}"
+    for part, (plain, opening) in _SAID.items():
+        if part in said:
+            sentence, mark = plain, (opening and error.context_mark) or mark
+            break
+    return f"{_mark(file, mark)}: {sentence}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, shown
 
 if TYPE_CHECKING:
     import torch
+
+
+_DEVICES = re.compile(r"(cpu|cuda|mps|xpu)(?::([0-9]{1,9}))?")  # those that training works on
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,6 +24,7 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    _known_device("--device", name)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -40,10 +45,22 @@ def pick_devices(text: str) -> tuple[str, ...]:
     if names == ["auto"]:
         names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
     for name in names or [text]:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise UserError(f"--devices {name}: not a device; expects a list such as cuda:0,cuda:1") from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"--devices {name}: there is no such device here; see `kdbench doctor`")
+        _known_device("--devices", name)
     return tuple(dict.fromkeys(names))
+
+
+def _known_device(option: str, name: str) -> None:
+    """Raises UserError where it is no device that training works on, or the machine has none of that number."""
+    import torch
+
+    found = _DEVICES.fullmatch(name)
+    if not found:
+        raise UserError(f"{option} {shown(name, 200)}: expects auto, cpu, cuda, mps or xpu, with a number: cuda:1")
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count(),
+    }
+    if int(found[2] or 0) >= here[found[1]]:
+        raise UserError(f"{option} {name}: there is no such device here; see `kdbench doctor`")

@@ -68,8 +68,24 @@ def make_optimizer(modules: Iterable[nn.Module], optimizer: Optimizer) -> torch.
             filter_bias_and_bn=False,
             **options,
         )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"recipe.optimizer: '{optimizer.name}' cannot be made: {error}") from error
+    except Exception as error:  # whatever an optimiser makes of options that it does not expect
+        said = str(error) if isinstance(error, TypeError | ValueError | AssertionError) else repr(error)
+        raise UserError(f"recipe.optimizer: '{optimizer.name}' cannot be made: {said}") from error
+
+
+def try_optimizer(optimizer: Optimizer) -> None:
+    """One step on a small network, as the loop does it.
+
+    Raises:
+        UserError: the optimiser cannot be made, or fails in its first step.
+    """
+    net = torch.nn.Linear(2, 2)
+    made = make_optimizer([net], optimizer)
+    net(torch.ones(1, 2)).square().sum().backward()
+    try:
+        made.step()
+    except Exception as error:
+        raise UserError(f"recipe.optimizer: '{optimizer.name}' fails in its first step: {error!r}") from error
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int, epochs: int) -> float:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kdbench.errors import shown
 from kdbench.run.progress import PLAIN_SECONDS
 from kdbench.suite.cell import Cell
 from kdbench.train.state import Progress
@@ -65,4 +66,4 @@ class Screen:
         self.say(f"{cell.name} trial {slot + 1}/{of}: {said} ({seconds:.1f} s)", counts=True)
 
     def warn(self, sentence: str) -> None:
-        self.say(f"warning: {sentence}")
+        self.say(f"warning: {shown(sentence)}")
