@@ -33,6 +33,13 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def cache() -> Path:
+    """Where what can be made again is kept: $KDBENCH_CACHE, else $XDG_CACHE_HOME/kdbench, else ~/.cache/kdbench."""
+    if own := os.environ.get("KDBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdbench"
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file so that it is neither used nor lost; returns its new name."""
     number = 0

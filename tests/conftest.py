@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("COLUMNS", "160")
+
+os.environ["KDBENCH_CACHE"] = tempfile.mkdtemp(prefix="kdbench-cache-")  # nothing into the cache of who tests
 
 import torch
 

@@ -3,6 +3,10 @@
 Each file here that declares `NAMES` reads some data sets: `read(name, root, **options) -> Raw`, and
 `status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own, `./mine.py:load`,
 or an installed package's by the entry point `kdbench.data`; both are called as `load(root, **options) -> Raw`.
+
+Validation is cut from the training set, unless there is a split of one's own: `options: {val: mine.npz}`, a file below
+the data root with `x_val`, uint8 (N, channels, H, W) or (N, H, W), and `y_val`, integers (N,); `folder` takes the name
+of a third folder instead. Its images must not be among those for training or for testing.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 from kdbench import plugins
 from kdbench.data.cut import cut
 from kdbench.data.files import Files
+from kdbench.data.held_out import with_own
 from kdbench.data.raw import Raw
 from kdbench.errors import UserError, did_you_mean
 from kdbench.lazy import torch
@@ -48,7 +53,7 @@ class DataSet:
     `mean` and `std` are per channel, of pixels scaled to [0, 1]. `fingerprint` identifies the decoded pixels and labels
     of the whole set before any cut, so that two layouts of the same data agree; `split` identifies the examples chosen
     for training and validation. Both are the first 16 hex digits of a sha256. `left_out` counts images that could not
-    be decoded; `notes` says which.
+    be decoded; `notes` says which. `class_names` are in the order of the labels, where they are known.
     """
 
     name: str
@@ -65,6 +70,7 @@ class DataSet:
     split: str
     notes: tuple[str, ...] = ()
     left_out: int = 0
+    class_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,9 +96,20 @@ def load(data: fields.Data, root: Path, folder: Path = Path()) -> DataSet:
     """
     raw = _checked(data.name, _read(data, Path(root), folder))
     labels = np.asarray(raw.train_labels, dtype=np.int64)
-    val = raw.val if data.val is None else data.val
-    train_index, val_index = cut(labels, val, data.fraction, data.split_seed)
     images = _images(raw.train_images)
+    if raw.val_images is None:
+        val = raw.val if data.val is None else data.val
+        train_index, val_index = cut(labels, val, data.fraction, data.split_seed)
+        held_out = _split(images[val_index], labels[val_index])
+    else:
+        if data.val is not None:
+            raise UserError(
+                f"data.val: {data.val} cuts validation from the training set, but data set '{data.name}' "
+                f"brings a validation split of its own (data.options.val); give one of them"
+            )
+        train_index, _ = cut(labels, 0, data.fraction, data.split_seed)
+        held_out = _split(raw.val_images, raw.val_labels)
+        val_index = np.arange(len(held_out.labels), dtype=np.int64)
     return DataSet(
         name=data.name,
         classes=raw.classes,
@@ -101,13 +118,14 @@ def load(data: fields.Data, root: Path, folder: Path = Path()) -> DataSet:
         mean=tuple(raw.mean),
         std=tuple(raw.std),
         train=_split(images[train_index], labels[train_index]),
-        val=_split(images[val_index], labels[val_index]),
+        val=held_out,
         test=_split(raw.test_images, raw.test_labels),
         task=Classification(raw.classes),
         fingerprint=fingerprint(raw),
         split=_digest(train_index, val_index),
         notes=raw.notes,
         left_out=raw.left_out,
+        class_names=tuple(raw.class_names),
     )
 
 
@@ -126,10 +144,15 @@ def found(root: Path) -> dict[str, str]:
 
 
 def fingerprint(raw: Raw) -> str:
-    """Of pixels and labels as stored, train then test; shapes count, file formats do not. Files bring their own."""
+    """Of pixels and labels as stored, train then test, then a validation split of one's own.
+
+    Shapes count, file formats do not. Files bring their own.
+    """
     if raw.fingerprint is not None:
         return raw.fingerprint
     parts: tuple[Any, ...] = (raw.train_images, raw.train_labels, raw.test_images, raw.test_labels)
+    if raw.val_images is not None:
+        parts += (raw.val_images, raw.val_labels)
     return _digest(*(np.asarray(part) if np.ndim(part) > 1 else np.asarray(part, dtype="<i8") for part in parts))
 
 
@@ -173,11 +196,17 @@ def _read(data: fields.Data, root: Path, folder: Path) -> Any:
             f"data.name: there is no data set '{data.name}'{did_you_mean(data.name, known)}; choose one of "
             f"{', '.join(known)}, or a Python file's function (./mine.py:load)"
         )
+    signature, options = inspect.signature(read), dict(data.options)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    own = None
+    if "val" not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+        own = options.pop("val", None)  # every set can have it; a reader with such an option reads it itself
     try:
-        inspect.signature(read).bind(*arguments, **data.options)
+        signature.bind(*arguments, **options)
     except TypeError as error:
         raise UserError(f"data.options of '{data.name}': {error}") from error
-    return read(*arguments, **data.options)
+    raw = read(*arguments, **options)
+    return raw if own is None else with_own(_checked(data.name, raw), data.name, root, own)
 
 
 def _checked(name: str, raw: Any) -> Raw:
@@ -185,7 +214,7 @@ def _checked(name: str, raw: Any) -> Raw:
     if not isinstance(raw, Raw):
         raise UserError(f"data set '{name}' must return a kdbench.data.Raw, not {type(raw).__name__}")
     shape = np.shape(raw.train_images)
-    for part in ("train", "test"):
+    for part in ("train", "test", *(() if raw.val_images is None else ("val",))):
         images, labels = _images(getattr(raw, f"{part}_images")), np.asarray(getattr(raw, f"{part}_labels"))
         said = f"data set '{name}': {part}"
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
@@ -199,6 +228,10 @@ def _checked(name: str, raw: Any) -> Raw:
             )
         if labels.min() < 0 or labels.max() >= raw.classes:
             raise UserError(f"{said}_labels go from {labels.min()} to {labels.max()}; there are {raw.classes} classes")
+    if raw.classes < 2 or (np.asarray(raw.train_labels) == np.asarray(raw.train_labels)[0]).all():
+        raise UserError(f"data set '{name}' has one class only: there is nothing to tell apart; it needs two or more")
+    if raw.class_names and len(raw.class_names) != raw.classes:
+        raise UserError(f"data set '{name}': {len(raw.class_names)} class_names for {raw.classes} classes")
     if not len(raw.mean) == len(raw.std) == shape[1] or min(raw.std) <= 0:
         raise UserError(f"data set '{name}': mean and std need {shape[1]} values each, std above 0")
     return raw

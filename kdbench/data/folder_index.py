@@ -1,18 +1,19 @@
 """What a folder of images holds: found by name, every file decoded once, the findings kept for the next start.
 
 A file that cannot be decoded whole is found here, before anything trains, and not in the fifth epoch. The index knows
-files by name, length and time of change, so the next start only looks at what is new. It is kept below the data root,
-else below the user's cache; an interrupted check continues where it was.
+files by name, length and time of change, so the next start only looks at what is new. It is kept in the user's
+cache, never among the data; an interrupted check continues where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from kdbench.data.files import CHUNK, Checker, arriving, loader
 from kdbench.errors import UserError
-from kdbench.files import write_atomically
+from kdbench.files import cache, write_atomically
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+KEPT_BY_SYSTEMS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found")  # thumbnails, deleted files
 FEW = 200  # files that the main process checks itself
 SHOWN = 5000  # files from which on the check says that it is at work
 SECONDS = 60.0  # between two times at which findings are kept
@@ -48,43 +50,72 @@ class Index:
         return [os.fsdecode(bytes(name)) for name in self.names[rows]]
 
 
-def listing(folder: Path, part: str) -> dict[str, list[tuple[bytes, int, int]]]:
-    """Class -> (name below `folder`, bytes, time of change) of every image file below `part`, by name.
+File = tuple[bytes, int, int]  # name below the set's folder, bytes, time of change
 
-    A class is a folder; images may lie in folders below it. Hidden files and other suffixes are passed over.
+
+@dataclass
+class Listing:
+    """The image files below one part of a set: those of each class, and those that are passed over."""
+
+    classes: dict[str, list[File]] = field(default_factory=dict)
+    beside: list[str] = field(default_factory=list)  # images in no class folder
+    hidden: list[str] = field(default_factory=list)  # images whose name, or a folder's above them, begins with a dot
+    system: list[str] = field(default_factory=list)  # images that a file server keeps: thumbnails, deleted ones
+
+
+def listing(folder: Path, part: str) -> Listing:
+    """What lies below `folder`/`part`, by name. A class is a folder; images may lie in folders below it.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
-    found: dict[str, list[tuple[bytes, int, int]]] = {}
+    found = Listing()
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder / part) if entry.is_dir() and entry.name[0] != ".")
-        for name in classes:
-            found[name] = sorted(_images(folder / part / name, f"{part}/{name}"))
+        for entry in sorted(os.scandir(folder / part), key=lambda entry: entry.name):
+            name = f"{part}/{entry.name}"
+            if entry.is_dir() and not _passed(entry.name):
+                found.classes[entry.name] = sorted(_images(Path(entry.path), name, found))
+            else:
+                found.beside += [os.fsdecode(file) for file, *_ in _entry(entry, name, found)]
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
     return found
 
 
-def _images(folder: Path, name: str) -> Iterator[tuple[bytes, int, int]]:
+def _images(folder: Path, name: str, found: Listing) -> Iterator[File]:
     for entry in os.scandir(folder):
-        if entry.name[0] == ".":
-            continue
-        if entry.is_dir():
-            yield from _images(Path(entry.path), f"{name}/{entry.name}")
-        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            facts = entry.stat()
-            yield os.fsencode(f"{name}/{entry.name}"), facts.st_size, facts.st_mtime_ns
+        yield from _entry(entry, f"{name}/{entry.name}", found)
 
 
-def checked(folder: Path, files: list[tuple[bytes, int, int]], places: tuple[Path, ...], workers: int) -> Index:
-    """The index of these files: as far as it is kept in one of `places`; the rest is decoded now, and kept.
+def _entry(entry: os.DirEntry[str], name: str, found: Listing) -> Iterator[File]:
+    """The images of a file or folder; those that are passed over are noted instead."""
+    if entry.name.startswith("._"):  # what macOS writes beside each file on foreign disks: no image
+        return
+    if entry.is_dir():
+        inside = _images(Path(entry.path), name, found)
+    elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+        facts = entry.stat()
+        inside = iter([(os.fsencode(name), facts.st_size, facts.st_mtime_ns)])
+    else:
+        return
+    if _passed(entry.name):
+        passed = found.hidden if entry.name[0] == "." else found.system
+        passed += [os.fsdecode(file) for file, *_ in inside]
+        return
+    yield from inside
 
-    Args:
-        files: name, bytes and time of change, sorted by name.
-        places: where an index may be kept; the first that can be written is used.
-    """
+
+def _passed(name: str) -> bool:
+    return name[0] == "." or name in KEPT_BY_SYSTEMS
+
+
+def checked(folder: Path, files: list[File], workers: int) -> Index:
+    """The index of these files, sorted by name: as far as it is kept; the rest is decoded now, and kept."""
+    place = place_of(folder)
     names = np.array([name for name, *_ in files], dtype=np.bytes_)
     lengths = np.array([length for _, length, _ in files], dtype=np.int64)
     changed = np.array([time_ for *_, time_ in files], dtype=np.int64)
-    kept = _kept(places)
+    kept = _kept(place)
     if kept is not None and all(
         np.array_equal(getattr(kept, name), value)
         for name, value in (("names", names), ("lengths", lengths), ("changed", changed))
@@ -115,14 +146,14 @@ def checked(folder: Path, files: list[tuple[bytes, int, int]], places: tuple[Pat
             for row, fact in zip(rows.tolist(), found, strict=True):
                 facts[row] = fact
             if time.monotonic() - saved > SECONDS:
-                _keep(places, index())
+                _keep(place, index())
                 saved = time.monotonic()
     except BaseException:
         if any(fact is not None for fact in facts):
-            _keep(places, index())
+            _keep(place, index())
         raise
     whole = index()
-    _keep(places, whole)
+    _keep(place, whole)
     return whole
 
 
@@ -156,31 +187,24 @@ def _shown(files: int, folder: Path) -> Iterator[None]:
     yield
 
 
-def _kept(places: tuple[Path, ...]) -> Index | None:
-    for place in places:
-        try:
-            with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as stored:
-                index = Index(*(stored[field.name] for field in fields(Index)))
-        except Exception:  # absent, damaged, of another version: then the files are checked again
-            continue
-        if len({len(getattr(index, field.name)) for field in fields(Index)}) == 1:
-            return index
-    return None
+def _kept(place: Path) -> Index | None:
+    try:
+        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as stored:
+            index = Index(*(stored[field.name] for field in fields(Index)))
+    except Exception:  # absent, damaged, of another version: then the files are checked again
+        return None
+    return index if len({len(getattr(index, field.name)) for field in fields(Index)}) == 1 else None
 
 
-def _keep(places: tuple[Path, ...], index: Index) -> None:
+def _keep(place: Path, index: Index) -> None:
     """Where nothing can be written, the next start checks again: slower, not wrong."""
     payload = io.BytesIO()
     np.savez(payload, **{field.name: getattr(index, field.name) for field in fields(Index)})
-    for place in places:
-        try:
-            write_atomically(place, payload.getvalue())
-        except OSError:
-            continue
-        return
+    with contextlib.suppress(OSError):
+        write_atomically(place, payload.getvalue())
 
 
-def places(folder: Path, root: Path, cache: Path) -> tuple[Path, ...]:
-    """Where the index of a folder may be kept: below the data root, else below the user's cache."""
-    name = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}.npz"
-    return tuple(dict.fromkeys(base / ".kdbench-index" / name for base in (root, cache)))
+def place_of(folder: Path) -> Path:
+    """Where the index of a folder is kept."""
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+    return cache() / "index" / f"{folder.name}-{digest}.npz"

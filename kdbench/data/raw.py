@@ -29,6 +29,9 @@ class Raw:
     `std` are per channel, of pixels scaled to [0, 1]. `val` is how many training examples are cut for validation where
     the suite does not say.
 
+    `val_images` and `val_labels` are a validation split of one's own: then none is cut from the training set.
+    `class_names` are in the order of the labels, where they are known.
+
     A set too large for memory has `kdbench.data.files.Files` as images, and then a fingerprint of its own. `notes` are
     warnings for the user; `left_out` counts images that could not be decoded.
     """
@@ -44,6 +47,9 @@ class Raw:
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     left_out: int = 0
+    val_images: Array | Files | None = None
+    val_labels: Array | None = None
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

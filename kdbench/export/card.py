@@ -6,7 +6,6 @@ No paths, host names or user names. The licence is left to whoever publishes the
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
@@ -17,6 +16,7 @@ HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist
     "cifar100": "uoft-cs/cifar100"
 }
 PERCENT = ("top1", "top5")
+CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Preprocessing:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()  # in the order of the logits, where they are known
+    resize: int | None = None  # of image files: the shorter side, before the middle is cut out
+    interpolation: str | None = None  # bilinear or bicubic, antialiased
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,17 @@ def shown(reference: str) -> str:
 
 def files_of(text: str, key: str) -> dict[str, float] | None:
     """Files (with the difference after the round trip) that a card lists; None: it is no card of the model `key`."""
-    if not re.search(rf"^  key: {key}$", text, re.MULTILINE):
+    from huggingface_hub import ModelCard
+
+    if not text.startswith("---"):
         return None
-    found = re.search(r"^  files: (\{.*\})$", text, re.MULTILINE)
-    return dict(json.loads(found.group(1))) if found else None
+    try:
+        about = ModelCard(text).data.get("kdbench")
+    except Exception:  # of several kinds, where it is some other page
+        return None
+    if not isinstance(about, dict) or about.get("key") != key or not isinstance(about.get("files"), dict):
+        return None
+    return {str(name): float(value) for name, value in about["files"].items()}
 
 
 def render(card: Card, files: Mapping[str, float], loading: Mapping[str, Iterable[str]]) -> str:
@@ -110,17 +120,33 @@ def render(card: Card, files: Mapping[str, float], loading: Mapping[str, Iterabl
 
 
 def _front(card: Card, files: Mapping[str, float]) -> list[str]:
-    data = str(card.data["name"])
-    lines = ["---", "# license: to be filled in by whoever publishes this model", "pipeline_tag: image-classification"]
-    lines += ["tags: [image-classification, knowledge-distillation, kdbench]"]
-    lines += [f"datasets: [{HUB[data]}]"] if data in HUB else []
-    lines += ["metrics: [accuracy]", "kdbench:", f"  key: {card.key}", f"  files: {_json(files)}"]
-    if "test/top1" in card.scores:
-        lines += ["model-index:", f"  - name: {_json(_title(card))}", "    results:"]
-        lines += ["      - task: {type: image-classification}"]
-        lines += [f"        dataset: {_json({'name': data, 'type': HUB.get(data, data), 'split': 'test'})}"]
-        lines += [f"        metrics: [{{type: accuracy, value: {card.scores['test/top1'] / 100:.4f}}}]"]
-    return [*lines, "---", ""]
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name = str(card.data["name"])
+    scored = (
+        []
+        if "test/top1" not in card.scores
+        else [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=HUB.get(name, name),
+                dataset_name=name,
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_value=round(card.scores["test/top1"] / 100, 4),
+            )
+        ]
+    )
+    about = ModelCardData(
+        model_name=_title(card),
+        eval_results=scored or None,
+        pipeline_tag="image-classification",
+        tags=["image-classification", "knowledge-distillation", "kdbench"],
+        datasets=[HUB[name]] if name in HUB else None,
+        metrics=["accuracy"],
+        kdbench={"key": card.key, "files": dict(files)},
+    )
+    return ["---", "# license: to be filled in by whoever publishes this model", about.to_yaml(), "---", ""]
 
 
 def _title(card: Card) -> str:
@@ -180,10 +206,23 @@ def _use(card: Card, files: Mapping[str, float], loading: Mapping[str, Iterable[
         f"Per channel: (pixels / 255 - mean) / std with mean {list(shape.mean)} and std {list(shape.std)}; graphs "
         f"(.pt2, .onnx) do that inside."
     ]
+    if shape.resize is not None:
+        lines += [
+            "",
+            f"From an image file: as RGB, its shorter side resized to {shape.resize} ({shape.interpolation}, "
+            f"antialiased), the middle {shape.size}x{shape.size} cut out.",
+        ]
+    if shape.class_names:
+        lines += ["", f"Classes, in the order of the logits: {_named(shape.class_names)}."]
     for name, difference in files.items():
         lines += ["", f"`{name}`:", "", "```python", *loading[name], "```", ""]
         lines += [f"Read back when it was written: logits equal to those of the trained model within {difference:.1e}."]
     return [*lines, ""]
+
+
+def _named(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - CLASSES_SHOWN} more (all are in the file's metadata)"
+    return ", ".join(f"`{name}`" for name in names[:CLASSES_SHOWN]) + (more if len(names) > CLASSES_SHOWN else "")
 
 
 def _made(card: Card) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 
 from kdbench import data
 from kdbench.data import DataSet, default_root
+from kdbench.data.files import Files
 from kdbench.errors import UserError
 from kdbench.export import card as cards
 from kdbench.export import deployed, formats, snippets
@@ -236,13 +237,25 @@ def _network(role: str, spec: Model) -> Network:
 
 def _data(job: Job, loaded: DataSet) -> dict[str, Any]:
     options = {name: value for name, value in job.data.options.items() if name not in LOCAL}
-    cut = {"fraction": job.data.fraction, "val": job.data.val, "split_seed": job.data.split_seed}
+    cut: dict[str, Any] = {"fraction": job.data.fraction, "split_seed": job.data.split_seed}
+    cut |= {} if "val" in options else {"val": job.data.val}
     found = {"fingerprint": loaded.fingerprint, "split": loaded.split}
     return {"name": cards.shown(loaded.name), **options, **cut, **found}
 
 
 def _preprocessing(loaded: DataSet) -> Preprocessing:
-    return Preprocessing(loaded.size, loaded.channels, loaded.classes, tuple(loaded.mean), tuple(loaded.std))
+    images = loaded.val.images
+    geometry = images.pool.reader.geometry if isinstance(images, Files) else None
+    return Preprocessing(
+        size=loaded.size,
+        channels=loaded.channels,
+        classes=loaded.classes,
+        mean=tuple(loaded.mean),
+        std=tuple(loaded.std),
+        class_names=loaded.class_names,
+        resize=geometry.resize if geometry else None,
+        interpolation=geometry.interpolation if geometry else None,
+    )
 
 
 # is it what it says? -------------------------------------------------------------------------------------------------
@@ -273,7 +286,7 @@ def _round_trip(draft: Path, found: Deployed, card: Card, bench: Workbench) -> t
     else:
         pixels = deployed.pixels(bench, IMAGES)
         model = formats.FromPixels(found.model, loaded.mean, loaded.std).to(bench.device).eval()
-        program = formats.graph(model, pixels)
+        program = formats.graph(model, loaded.shape)
         (formats.write_program if draft.suffix == ".pt2" else formats.write_onnx)(draft, program, card.metadata())
         run = (formats.read_program if draft.suffix == ".pt2" else formats.read_onnx)(draft)
         expected_BC = deployed.logits(formats.on_cpu(model), pixels.cpu())

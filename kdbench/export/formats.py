@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models import operators, reason
+from kdbench.models import operators, reason, weights
 
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # to write one, and to run it
@@ -77,19 +77,25 @@ def on_cpu(model: FromPixels) -> FromPixels:
     return model
 
 
-def graph(model: FromPixels, pixels: Tensor) -> torch.export.ExportedProgram:
+def graph(model: FromPixels, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The model's graph on the CPU, in torch's own operations, for batches of any size.
+
+    It is traced on black images, because torch keeps its example inputs in the file.
+
+    Args:
+        shape: (channels, H, W) of one image.
 
     Raises:
         UserError: torch cannot trace the model.
     """
-    # Not one image: torch would take a batch of one for a constant.
-    pixels = pixels[:2].cpu() if len(pixels) > 1 else pixels.cpu().expand(2, -1, -1, -1)
+    pixels = torch.zeros((2, *shape), dtype=torch.uint8)  # not one image: torch would take a batch of one as constant
     shapes = {"pixels": {0: torch.export.Dim("batch", min=1)}}
     try:
         with _quiet():
             program = torch.export.export(on_cpu(model), (pixels,), dynamic_shapes=shapes)
             program = program.run_decompositions(operators.table())
+        for tensors in (program.state_dict, program.constants):  # torch saves what lies behind a view with it
+            tensors.update(weights.compact(tensors))
     except Exception as error:
         raise UserError(
             f"torch.export cannot trace this {type(model.model).__name__} ({reason(error)[:200]}); its weights can be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 import timm
@@ -35,6 +36,41 @@ RESIZE = """
 x = torch.nn.functional.interpolate(x, ({side}, {side}), mode="bilinear", antialias=True)
 logits = model(x)
 """
+# Where the data set is of image files: from one of them to the name of a class, by what the file itself says.
+ABOUT = {
+    ".pt2": """
+import json, numpy, torch
+from PIL import Image
+extra = {{"kdbench.preprocessing": ""}}
+torch.export.load("{name}", extra_files=extra)
+about = json.loads(extra["kdbench.preprocessing"])
+""",
+    ".onnx": """
+import json, numpy, onnxruntime
+from PIL import Image
+about = json.loads(onnxruntime.InferenceSession("{name}").get_modelmeta().custom_metadata_map["kdbench.preprocessing"])
+""",
+    ".safetensors": """
+import json, numpy, safetensors, torch
+from PIL import Image
+with safetensors.safe_open("{name}", "pt") as file:
+    about = json.loads(file.metadata()["kdbench.preprocessing"])
+""",
+}
+IMAGE = """
+image, size = Image.open("photo.jpg").convert("RGB"), about["size"]
+sides = [about["resize"] * side // min(image.size) for side in image.size]
+image = image.resize(sides, Image.Resampling[about["interpolation"].upper()])
+left, top = (round((side - size) / 2) for side in image.size)
+image = image.crop((left, top, left + size, top + size))
+pixels = numpy.asarray(image).transpose(2, 0, 1)[None]  # uint8, (1, 3, size, size)
+"""
+TENSOR = """
+pixels = torch.tensor(pixels)
+"""
+NAMED = """
+print(about["class_names"][int(logits.argmax())])
+"""
 
 
 def empty(found: Deployed, classes: int, channels: int, size: int) -> nn.Module:
@@ -48,14 +84,26 @@ def empty(found: Deployed, classes: int, channels: int, size: int) -> nn.Module:
 def lines(name: str, found: Deployed, card: Card, suite: str, seed: int | None) -> list[str]:
     """Python that loads the file `name` and answers `logits` for `pixels`.
 
+    Where the data set is of image files: from photo.jpg to the name of a class.
+
     Args:
         suite: name of the suite file.
         seed: of the job, where it is not the suite's first.
     """
-    if name.endswith(".pt2"):
-        return PT2.format(name=name).split("\n")[1:-1]
-    if name.endswith(".onnx"):
-        return ONNX.format(name=name).split("\n")[1:-1]
+    suffix = PurePath(name).suffix
+    text = _answer(name, suffix, found, card, suite, seed)
+    if card.preprocessing.resize is not None:
+        tensor = "" if suffix == ".onnx" else TENSOR
+        text = "".join([ABOUT[suffix].format(name=name), IMAGE, tensor, text, NAMED])
+    return [line for line in text.split("\n") if line]
+
+
+def _answer(name: str, suffix: str, found: Deployed, card: Card, suite: str, seed: int | None) -> str:
+    """From `pixels` to `logits`."""
+    if suffix == ".pt2":
+        return PT2.format(name=name)
+    if suffix == ".onnx":
+        return ONNX.format(name=name)
     shape, spec = card.preprocessing, found.spec
     if _is_timm(found):
         arguments = _arguments(found, shape.classes, shape.channels, shape.size)
@@ -77,7 +125,7 @@ def lines(name: str, found: Deployed, card: Card, suite: str, seed: int | None) 
     text = WEIGHTS.format(library=library, made=made, name=name, mean=list(shape.mean), std=list(shape.std))
     if _is_timm(found) and (side := spec.input_size) not in (None, shape.size):
         text = text.replace("\nlogits = model(x)\n", RESIZE.format(side=side))
-    return text.split("\n")[1:-1]
+    return text
 
 
 def _is_timm(found: Deployed) -> bool:

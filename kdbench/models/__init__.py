@@ -109,9 +109,9 @@ def build(
     else:
         module: Any = importlib.import_module(f"kdbench.models.{declared[name]}")
         made = _called(module.build, (name,), given, options, name)
-    from kdbench.models.equip import equip
+    from kdbench.models.equip import equip, whole
 
-    return equip(made, name, classes=classes)
+    return equip(whole(made, name, (channels, size, size)), name, classes=classes)
 
 
 def _called(

@@ -28,14 +28,53 @@ _STEMS = (
 )
 
 
-def equip(model: Any, name: str, *, classes: int) -> nn.Module:
-    """Set `kd_taps` and `kd_classifier` on a model where it does not do so itself; check those that it sets.
+def whole(model: Any, name: str, shape: tuple[int, int, int]) -> nn.Module:
+    """The model with all its parameters in being: lazy ones are made by a first pass over two black images.
+
+    Args:
+        shape: (channels, H, W) of one image.
 
     Raises:
-        UserError: it is no `nn.Module`, or names submodules that it lacks, or has no layer with `classes` outputs.
+        UserError: it is no `nn.Module`, its lazy parameters cannot be made, or it keeps a state that is no tensor.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model '{name}' must return a torch.nn.Module, not {type(model).__name__}")
+    if _lazy(model):
+        modes = {module: module.training for module in model.modules()}
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(2, *shape))
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"model '{name}' has lazy layers, and its first pass over {'x'.join(map(str, shape))} images failed: "
+                f"{said}"
+            ) from error
+        for module, mode in modes.items():
+            module.training = mode
+        if unmade := _lazy(model):
+            raise UserError(f"model '{name}': its forward pass never reaches the lazy parameter {unmade[0]}; remove it")
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"model '{name}' keeps a state that is no tensor ('{key}', a {type(value).__name__}, of "
+                f"get_extra_state), which files of weights cannot hold: keep it in a buffer, or leave it out of the "
+                f"state dict"
+            )
+    return model
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, value in named if torch.nn.parameter.is_lazy(value)]
+
+
+def equip(model: nn.Module, name: str, *, classes: int) -> nn.Module:
+    """Set `kd_taps` and `kd_classifier` on a model where it does not do so itself; check those that it sets.
+
+    Raises:
+        UserError: it names submodules that it lacks, or has no layer with `classes` outputs.
+    """
     classifier = getattr(model, "kd_classifier", None) or classifier_path(model, classes)
     if classifier is None:
         raise UserError(

@@ -99,7 +99,10 @@ class Tapped:
         finally:
             self._heard = None
         if not isinstance(answer, Tensor):
-            raise Refusal(f"the {self.role} answers {type(answer).__name__} instead of one tensor of logits")
+            raise Refusal(
+                f"the {self.role} answers a {type(answer).__name__} instead of one tensor of logits; let its "
+                f"forward return the logits alone, also in training mode"
+            )
         return Out(self.role, answer, {name: self._feature(name, heard, len(answer)) for name in self.taps})
 
     def close(self) -> None:
@@ -166,7 +169,7 @@ def profile(
     mode are as before. `input_shape` is (channels, H, W).
 
     Raises:
-        Refusal: the model has no such tap.
+        Refusal: the model has no such tap, or does not answer one row of `classes` logits for each image.
     """
     modes = {module: module.training for module in model.modules()}
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -180,5 +183,10 @@ def profile(
         tapped.close()
         for module, mode in modes.items():
             module.training = mode
+    if out.rows.shape != (2, classes):
+        raise Refusal(
+            f"the {role} ({type(model).__name__}) answers {tuple(out.rows.shape)} for two images, instead of "
+            f"(2, {classes}): one row of {classes} logits for each"
+        )
     shapes = {name: tuple(value.shape[1:]) for name, value in out.taps.items()}
     return Profile(role, model, classes, shapes, examples, tuple(input_shape))

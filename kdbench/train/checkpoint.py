@@ -12,6 +12,7 @@ from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
+from kdbench.models import weights
 from kdbench.models.mamba.scan import backend_in_use
 from kdbench.train.state import State
 
@@ -32,7 +33,7 @@ def path_of(runs: Path, key: str) -> Path:
 def save(path: Path, state: State) -> None:
     """Atomic. Not durable against a power cut: at worst the digest then fails and the job starts again."""
     buffer = io.BytesIO()
-    torch.save({name: getattr(state, name) for name in state.__dataclass_fields__}, buffer)
+    torch.save(weights.compact({name: getattr(state, name) for name in state.__dataclass_fields__}), buffer)
     payload = buffer.getbuffer()
     write_atomically(path, hashlib.sha256(payload).digest() + payload, durable=False)
 
@@ -46,12 +47,15 @@ def load(path: Path, device: torch.device) -> State | None:
     if not path.exists():
         return None
     raw = path.read_bytes()
-    try:
-        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-            raise ValueError("its digest does not fit")
-        return State(**torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True))
-    except Exception as error:
-        raise Damaged(f"{path.name}: damaged checkpoint ({error}); set aside as {set_aside(path).name}") from error
+    wrong = "its digest does not fit"
+    if hashlib.sha256(raw[32:]).digest() == raw[:32]:
+        try:
+            return State(**torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True))
+        except (
+            Exception
+        ):  # not its text: torch advises to load without `weights_only`, which runs the file as a program
+            wrong = "it holds no state of a training"
+    raise Damaged(f"{path.name}: damaged checkpoint ({wrong}); set aside as {set_aside(path).name}")
 
 
 def begin(path: Path, models: Iterable[nn.Module], device: torch.device, warn: Callable[[str], None]) -> State:

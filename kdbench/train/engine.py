@@ -70,7 +70,7 @@ class Engine:
 
         Raises:
             Diverged: a loss became non-finite.
-            Refusal: the method cannot work on this problem.
+            Refusal: the method cannot work on this problem, or a learner is frozen as a whole.
         """
         plan, resumed = self.training.plan, self.state.tensors
         for number, stage in enumerate(plan.stages):
@@ -115,6 +115,11 @@ class Engine:
             with seeded(training.seed, "prepare", role):
                 model = training.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
                 self.models[role] = model.to(self.device)
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise Refusal(
+                    f"the {role} has nothing to learn: all parameters of its {type(model).__name__} are frozen "
+                    f"(requires_grad is False); leave some free"
+                )
         learners = {}
         for role, teachers in stage.learners.items():
             if role not in self.heads:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from kdbench.data import DataSet
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.losses import supervised
-from kdbench.method import Method, Plan, Stage
+from kdbench.method import Method, Plan, Refusal, Stage
 from kdbench.models import size, weights
 from kdbench.models.make import network
+from kdbench.models.taps import profile
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole
 from kdbench.tasks import classification
@@ -31,6 +33,8 @@ from kdbench.train import checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
 from kdbench.train.state import Progress, Training
+
+SUSPICIOUS = 5.0  # percentage points of top-1 on validation above test
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,28 @@ def fingerprint(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
+def suspicion(role: FrozenRole, record: Record, data: DataSet) -> str:
+    """A sentence where a teacher that was trained elsewhere knows the validation images too well, else "".
+
+    Weights from a file, or pretrained ones, may have been trained on images that are cut from the training set for
+    validation. Then it answers those far better than the test images: by more than 5 points, and by more than chance
+    (three standard errors of the difference).
+    """
+    if role.recipe is not None:
+        return ""
+    val, test = record.scores["val/top1"], record.scores["test/top1"]
+    sizes = len(data.val.labels), len(data.test.labels)
+    share = (val * sizes[0] + test * sizes[1]) / (100 * sum(sizes))
+    chance = 300 * math.sqrt(share * (1 - share) * (1 / sizes[0] + 1 / sizes[1]))
+    if val - test <= max(SUSPICIOUS, chance):
+        return ""
+    return (
+        f"the teacher {role.model.model} reaches {val:.1f}% on validation and {test:.1f}% on test: its weights have "
+        f"probably been trained on the validation images, so what is chosen by them is not to be trusted; give a "
+        f"validation split that it has not seen (data.options.val)"
+    )
+
+
 def obtain(
     role: FrozenRole,
     data: DataSet,
@@ -86,7 +112,8 @@ def obtain(
     """The frozen model of a role, on the data's device, in eval mode.
 
     Raises:
-        UserError: weights that do not fit the model, or pretrained weights that cannot be had.
+        UserError: weights that do not fit the model, pretrained weights that are unavailable, or a model that cannot
+            learn or does not answer logits of the data's classes.
         kdbench.train.state.Diverged: its training diverged.
     """
     folder = runs / "teachers" / role.key
@@ -117,10 +144,15 @@ def _make(
     model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
     parameters, macs = size.count(model, data.shape)
     seconds = 0.0
-    if role.recipe is not None:
-        model, seconds = _train(model, role, data, runs, watch, warn)
-    elif role.model.weights is not None:
-        weights.load(model, role.folder / role.model.weights)
+    try:
+        if role.recipe is not None:
+            model, seconds = _train(model, role, data, runs, watch, warn)
+        else:
+            if role.model.weights is not None:
+                weights.load(model, role.folder / role.model.weights)
+            profile(model, "teacher", (), classes=data.classes, examples=len(data.train.labels), input_shape=data.shape)
+    except Refusal as refusal:
+        raise UserError(f"model '{role.model.model}': {refusal}") from refusal
     model.requires_grad_(False).eval()
     precision = precision_on(role.recipe.precision if role.recipe else "auto", device)
     logits = {

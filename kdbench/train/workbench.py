@@ -59,6 +59,8 @@ class Workbench:
                 watch=lambda progress: self.watch(f"teacher {role.model.model}", progress),
                 warn=self.warn,
             )
+            if sentence := teachers.suspicion(role, self.frozen[role.key].record, self.data):
+                self.warn(sentence)
         return self.frozen[role.key]
 
     def perform(self, job: Job, splits: Sequence[str] = ("val", "test")) -> Result:
@@ -78,6 +80,9 @@ class Workbench:
                         f"{role} {spec.model.model} reaches {top1:.2f}% on validation, below its gate of {gate:g}% "
                         f"(pairs.{job.pair}.{role}.min_top1)"
                     )
+            doubts = [teachers.suspicion(spec, frozen[role].record, self.data) for role, spec in job.frozen.items()]
+            # A tuning trial is told nothing about the test split.
+            base = dataclasses.replace(base, notes=[doubt for doubt in doubts if doubt and "test" in splits])
             record = frozen["teacher"].record
             scores = {name: value for name, value in record.scores.items() if name.split("/")[0] in splits}
             base = dataclasses.replace(base, teacher=Teacher(record.key, record.sha256, scores))
@@ -171,7 +176,7 @@ class Workbench:
             curves=trained.curves,
             cost=cost,
             provenance=made,
-            notes=list(trained.notes),
+            notes=[*base.notes, *trained.notes],
             prefixes=steps,
             exits=exits,
         )

@@ -292,3 +292,74 @@ def test_published_sets_have_their_known_sizes_balance_and_statistics(
 def test_mnist_begins_as_is_well_known() -> None:
     loaded = real("mnist", val=1)
     assert loaded.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+# a validation split of one's own -------------------------------------------------------------------------------------
+def with_file(tmp_path: Path, **arrays) -> Data:
+    np.savez(tmp_path / "mine.npz", **arrays)
+    return Data(name="digits", options={"val": "mine.npz"})
+
+
+def test_validation_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    cut = data.load(Data(name="digits"), tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    found = data.load(with_file(tmp_path, x_val=images, y_val=np.arange(20) % 10), tmp_path)
+    assert torch.equal(found.val.images, torch.from_numpy(images)[:, None])
+    assert found.val.labels.tolist() == (np.arange(20) % 10).tolist()
+    assert torch.equal(found.test.images, cut.test.images)
+    assert len(found.train.labels) == len(cut.train.labels) + len(cut.val.labels)  # nothing is cut from it
+    assert found.fingerprint != cut.fingerprint
+    images[0, 0, 0] ^= 1
+    again = data.load(with_file(tmp_path, x_val=images, y_val=np.arange(20) % 10), tmp_path)
+    assert again.fingerprint != found.fingerprint
+
+
+def test_a_wrong_validation_file_is_a_sentence(tmp_path: Path) -> None:
+    x, y = np.zeros((20, 8, 8), dtype=np.uint8), np.arange(20) % 10
+    train = data.load(Data(name="digits"), tmp_path).train.images.numpy()
+
+    def said(given: Data) -> str:
+        with pytest.raises(UserError) as caught:
+            data.load(given, tmp_path)
+        return str(caught.value)
+
+    assert "there is no file" in said(Data(name="digits", options={"val": "mine.npz"}))
+    assert "has no array y_val" in said(with_file(tmp_path, x_val=x))
+    assert "val_labels must be integers (20,)" in said(with_file(tmp_path, x_val=x, y_val=y[:3]))
+    assert "val_labels go from 1 to 10" in said(with_file(tmp_path, x_val=x, y_val=y + 1))
+    assert "val_images are (1, 9, 9), train_images (1, 8, 8)" in said(
+        with_file(tmp_path, x_val=np.zeros((20, 9, 9), dtype=np.uint8), y_val=y)
+    )
+    assert "val_images must be uint8" in said(with_file(tmp_path, x_val=x / 2, y_val=y))
+    assert "3 of its images are among those of the train split" in said(
+        with_file(tmp_path, x_val=np.concatenate([x[:17, None], train[:3]]), y_val=y)
+    )
+    (tmp_path / "mine.npz").write_bytes(b"no archive")
+    assert "cannot be read as .npz" in said(Data(name="digits", options={"val": "mine.npz"}))
+    for wrong in (3, "mine.csv", str(tmp_path / "mine.npz")):
+        assert "is the name of a .npz file below the data root" in said(Data(name="digits", options={"val": wrong}))
+    both = with_file(tmp_path, x_val=x, y_val=y).model_copy(update={"val": 5})
+    assert "data.val: 5 cuts validation from the training set" in said(both)
+
+
+def test_one_class_is_refused_in_any_set(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom kdbench.data import Raw\n"
+        "def load(root, classes, kinds):\n"
+        "    x, y = np.zeros((8, 1, 4, 4), np.uint8), np.arange(8) % kinds\n"
+        "    return Raw(x, y, x, y, mean=(0.5,), std=(0.5,), classes=classes, val=2)\n"
+    )
+    for options in ({"classes": 1, "kinds": 1}, {"classes": 3, "kinds": 1}):
+        with pytest.raises(UserError, match="has one class only"):
+            data.load(Data(name="./mine.py:load", options=options), tmp_path, tmp_path)
+    assert data.load(Data(name="./mine.py:load", options={"classes": 3, "kinds": 2}), tmp_path, tmp_path).classes == 3
+
+
+def test_a_reader_with_an_option_val_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom kdbench.data import Raw\n"
+        "def load(root, val):\n"
+        "    x, y = np.zeros((8, 1, 4, 4), np.uint8), np.arange(8) % 2\n"
+        "    return Raw(x, y, x, y, mean=(0.5,), std=(0.5,), classes=2, val=val)\n"
+    )
+    assert len(data.load(Data(name="./mine.py:load", options={"val": 4}), tmp_path, tmp_path).val.labels) == 4

@@ -24,6 +24,7 @@ from kdbench.data.batches import fetch, stream
 from kdbench.data.files import Files
 from kdbench.data.resized_crop import boxes
 from kdbench.errors import UserError
+from kdbench.files import cache
 from kdbench.method import Method
 from kdbench.methods.kd import KD
 from kdbench.suite.fields import Augment, Data, Recipe, ResizedCrop
@@ -46,7 +47,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDBENCH_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
 
 
 def loaded(tree: Path, **options) -> DataSet:
@@ -191,18 +192,145 @@ def test_an_interrupted_check_continues(tree: Path, tmp_path: Path, monkeypatch:
     assert sorted(seen[:63]) == list(range(63))
 
 
-def test_a_damaged_index_is_made_again_and_a_root_that_cannot_be_written_is_no_matter(
+def test_a_damaged_index_is_made_again_and_a_cache_that_cannot_be_written_is_no_matter(
     tree: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(tree, tmp_path / "copy"))
     first = loaded(copy)
-    (kept,) = (tmp_path / ".kdbench-index").iterdir()
+    (kept,) = (tmp_path / "cache" / "index").iterdir()
+    assert re.fullmatch(r"copy-[0-9a-f]{12}\.npz", kept.name)
     kept.write_bytes(kept.read_bytes()[:500])
     assert loaded(copy).fingerprint == first.fingerprint
     shutil.rmtree(kept.parent)
     kept.parent.write_text("in the way")
     assert loaded(copy).fingerprint == first.fingerprint
-    assert list((tmp_path / "cache" / ".kdbench-index").iterdir())
+
+
+def test_nothing_is_written_among_the_data(tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    copy = Path(shutil.copytree(tree, root / "copy"))
+    places = [root, *root.rglob("*")]
+    for place in places:
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    try:
+        before = {place: place.stat().st_mtime_ns for place in places}
+        assert loaded(copy).fingerprint == loaded(tree).fingerprint
+        assert {
+            place: place.stat().st_mtime_ns for place in [root, *root.rglob("*")]
+        } == before  # root may write anyway
+    finally:
+        for place in places:
+            place.chmod(0o755)
+    assert len(list((tmp_path / "cache" / "index").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"KDBENCH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/kdbench"),
+        ({}, "/home/me/.cache/kdbench"),
+    ],
+)
+def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, variables: dict, place: str) -> None:
+    for name in ("KDBENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache() == Path(place)
+
+
+# images that are no part of the set ----------------------------------------------------------------------------------
+
+
+def test_images_that_lie_elsewhere_are_counted_and_told(tree: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    before = loaded(copy)
+    image = copy / "train/n01/000.JPEG"
+    for place in (
+        *("train/a.png", "val/b.JPEG", "train/.old/c.png", "train/n01/.d.png", "train/n01/.trash/deep/e.png"),
+        *("train/@eaDir/x.jpg/SYNOPHOTO_THUMB_M.jpg", "train/n02/@eaDir/y.jpg/THUMB.jpg", "train/n03/._f.jpg"),
+        "val/__MACOSX/n01/g.png",
+    ):
+        (copy / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, copy / place)
+    (copy / "train/.empty").mkdir()
+    found = loaded(copy)
+    assert (found.classes, found.fingerprint, found.left_out) == (3, before.fingerprint, 0)
+    assert found.notes == (
+        "2 images in copy lie in no class folder and are left out: train/a.png, val/b.JPEG",
+        "3 images in copy have a name, or lie in a folder, that begins with a dot and are left out: "
+        "train/.old/c.png, train/n01/.d.png, train/n01/.trash/deep/e.png",
+        "3 images in copy are what a file server or system keeps (thumbnails, deleted files) and are left out: "
+        "train/@eaDir/x.jpg/SYNOPHOTO_THUMB_M.jpg, train/n02/@eaDir/y.jpg/THUMB.jpg, val/__MACOSX/n01/g.png",
+    )
+
+
+def test_classes_without_a_held_out_image_are_told(tree: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    for path in (copy / "val/n02").iterdir():
+        path.unlink()
+    (note,) = loaded(copy).notes
+    assert note == "1 of 3 classes have no image in val/, where they are not measured: n02"
+
+
+def test_one_wrapper_folder_too_many_is_named(tmp_path: Path) -> None:
+    tree = make_folder(tmp_path, classes=("circle", "square"), train=3, val=2)
+    for part in ("train", "val"):
+        (tree / part).rename(tree / "images")
+        (tree / part).mkdir()
+        (tree / "images").rename(tree / part / "images")
+    with pytest.raises(UserError, match=r"tree/train holds one folder, images/, .*\(circle, square\).* move them up"):
+        loaded(tree)
+    (tmp_path / "outer").mkdir()
+    tree.rename(tmp_path / "outer" / "inner")
+    with pytest.raises(
+        UserError, match=r"has no folder train/.*; inner/ in it has one: data.options.path: outer/inner"
+    ):
+        loaded(tmp_path / "outer")
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train has one class only \(n01\)"):
+        loaded(make_folder(tmp_path, classes=("n01",), train=12, val=2))
+
+
+def test_images_that_are_trained_on_and_measured_are_told(tree: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    for name in ("000", "002"):
+        shutil.copy(copy / f"train/n01/{name}.JPEG", copy / f"val/n02/again{name}.jpg")
+    (note,) = loaded(copy).notes
+    assert note == "2 of 23 images of val/ are in train/ too, byte for byte; scores are too good"
+
+
+# a validation folder of one's own ------------------------------------------------------------------------------------
+
+
+def test_validation_may_be_a_folder_of_its_own(tree: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    cut = loaded(copy)
+    shutil.copytree(copy / "val", copy / "test")
+    for extra in (copy / "val").glob("n*/00[3-6].*"):
+        extra.unlink()
+    found = data.load(Data(name="folder", options={"path": "copy", "size": SIZE, "workers": 0, "val": "val"}), tmp_path)
+    assert [len(split.labels) for split in (found.train, found.val, found.test)] == [42, 9, 21]
+    assert {images(found, "val").name(i).split("/")[0] for i in range(9)} == {"val"}
+    assert {images(found, "test").name(i).split("/")[0] for i in range(21)} == {"test"}
+    assert np.bincount(found.val.labels).tolist() == [3, 3, 3]
+    assert len({found.fingerprint, cut.fingerprint, loaded(copy, test="test").fingerprint}) == 3
+    half = Data(name="folder", options={"path": "copy", "size": SIZE, "workers": 0, "val": "val"}, fraction=0.5)
+    assert [len(s.labels) for s in (data.load(half, tmp_path).train, data.load(half, tmp_path).val)] == [21, 9]
+    with pytest.raises(UserError, match=r"data.val: 6 cuts validation .* of its own"):
+        loaded(copy, val="val")
+    for options, said in (
+        ({"val": "nowhere"}, "has no held-out folder nowhere"),
+        ({"val": "train"}, "has no held-out folder train"),
+        ({"val": "val", "test": "val"}, "val/ is the test split"),
+    ):
+        with pytest.raises(UserError, match=said):
+            loaded(copy, **options)
 
 
 # broken files --------------------------------------------------------------------------------------------------------

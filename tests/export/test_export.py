@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from commands import kdbench
+from data_layouts import make_folder
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kdbench import models
+from kdbench import data, models
+from kdbench.data import DataSet
+from kdbench.data.batches import fetch
 from kdbench.export import card, deployed, export, formats, snippets
 from kdbench.export.card import Card, Network, Preprocessing
 from kdbench.models import operators, weights
@@ -36,6 +42,7 @@ pairs:
   vit:
     teacher: *t
     student: {model: vit_tiny_patch16_224, options: {patch_size: 4, depth: 1, embed_dim: 24, num_heads: 2}}
+  wrap: {teacher: *t, student: ./net.py:build}
   mamba:
     teacher: *t
     student: {model: mamba, options: {depth: 1, dim: 8, patch: 4, d_state: 4, bidirectional: true}}
@@ -76,7 +83,27 @@ class Both(Method):
     def loss(self, learner, teachers, batch, heads):
         return {"ce": supervised(learner, batch)}
 '''
-CELLS = ("cnn/kd", "resnet/kd", "vit/kd", "mamba/kd", "cnn/simkd", "cnn/both", "cnn/teacher")
+NET = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """All of it below the name `module`; one buffer is a view of a large table."""
+
+    def __init__(self, classes, pixels):
+        super().__init__()
+        self.module = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 8), nn.ReLU(), nn.Linear(8, classes))
+        self.register_buffer("shift", torch.linspace(0, 1, 100_000)[:classes])
+
+    def forward(self, x):
+        return self.module(x) + self.shift
+
+
+def build(classes, channels, size):
+    return Net(classes, channels * size * size)
+'''
+CELLS = ("cnn/kd", "resnet/kd", "wrap/kd", "vit/kd", "mamba/kd", "cnn/simkd", "cnn/both", "cnn/teacher")
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +112,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "s.yaml").write_text(SUITE)
     (folder / "both.py").write_text(BOTH)
+    (folder / "net.py").write_text(NET)
     done = kdbench(folder, "run", "s.yaml", "--seeds", "3")
     assert done.returncode == 1, done.stderr  # one cell refuses
-    assert len(list((folder / "runs" / "students").iterdir())) == 6
+    assert len(list((folder / "runs" / "students").iterdir())) == 7
     return folder
 
 
@@ -114,7 +142,6 @@ def file_of(folder: Path, cell: str, suffix: str) -> Path:
 
 def reference(folder: Path, cell: str, batch: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and logits of a student as training left it, found without kdbench.export."""
-    from kdbench import data
     from kdbench.train.workbench import Workbench
 
     suite = load(folder / "s.yaml")
@@ -153,8 +180,6 @@ def test_weights_make_the_round_trip(trained: Path, tmp_path: Path, cell: str) -
 
 
 def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    from kdbench import data
-
     loaded = data.load(load(folder / "s.yaml").file.data, folder)
     return loaded.mean, loaded.std
 
@@ -185,6 +210,73 @@ def test_graphs_make_the_round_trip_for_any_batch_and_hold_no_paths(trained: Pat
     for path in (trained, target.parent, Path(models.__file__).parents[2], Path.home(), Path(torch.__file__).parent):
         assert str(path).encode() not in content
     assert b'"pair": "%b"' % cell.split("/")[0].encode() in content.replace(b"\\", b"")  # the card goes with the file
+
+
+# leaks ---------------------------------------------------------------------------------------------------------------
+def content(path: Path) -> bytes:
+    """All bytes of a file, unpacked where it is an archive."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+def images_in(content: bytes, loaded: DataSet) -> list[str]:
+    """Which images of a data set lie in some bytes, as they are stored or as networks take them."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (loaded.mean, loaded.std))
+    found = []
+    for part in ("train", "val", "test"):
+        pixels = getattr(loaded, part).images
+        shown = torch.arange(len(pixels))
+        normalised = fetch(getattr(loaded, part), loaded, shown)
+        forms = {"uint8": pixels, "scaled": pixels / 255, "by hand": (pixels / 255 - mean) / std, "input": normalised}
+        for form, images in forms.items():
+            hits = [i for i, image in enumerate(images) if image.contiguous().numpy().tobytes() in content]
+            found += [f"{part} {i} as {form}" for i in hits]
+    return found
+
+
+def test_the_search_finds_images(trained: Path, tmp_path: Path) -> None:
+    loaded = data.load(load(trained / "s.yaml").file.data, trained)
+    images = loaded.val.images
+    torch.save({"two": images[5:7], "three": (images[8:11] / 255 - loaded.mean[0]) / loaded.std[0]}, tmp_path / "x.pt")
+    found = images_in(content(tmp_path / "x.pt"), loaded)
+    assert {"val 5 as uint8", "val 99 as uint8", "val 8 as by hand", "val 10 as by hand"} <= set(
+        found
+    )  # the whole split
+
+
+@pytest.mark.parametrize("cell", ["cnn/kd", "wrap/kd", "cnn/both"])
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+def test_an_export_holds_its_weights_and_no_image(trained: Path, cell: str, suffix: str) -> None:
+    needs(suffix)
+    path, loaded = file_of(trained, cell, suffix), data.load(load(trained / "s.yaml").file.data, trained)
+    assert images_in(content(path), loaded) == []
+    weights_ = load_file(file_of(trained, cell, ".safetensors"))
+    size = sum(value.numel() * value.element_size() for value in weights_.values())
+    assert size < 25_000
+    card_ = 3 * len(path.with_suffix(".md").read_bytes())
+    graph = {".safetensors": 150 * len(weights_), ".pt2": 250_000, ".onnx": 30_000}[suffix]
+    assert path.stat().st_size < size + card_ + graph
+    if suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename.partition("/")[2]: info.file_size for info in archive.infolist()}
+        tensors = [size_ for name, size_ in sizes.items() if name.startswith(("data/weights/w", "data/constants/t"))]
+        assert size <= sum(tensors) < size + 100
+        assert sizes["data/sample_inputs/model.pt"] < 4000
+
+
+def test_nothing_that_a_run_keeps_holds_an_image(trained: Path) -> None:
+    loaded = data.load(load(trained / "s.yaml").file.data, trained)
+    kept = [path for folder in ("runs", "leaderboard") for path in (trained / folder).rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept} >= {".safetensors", ".json"}
+    assert len([path for path in kept if path.suffix == ".safetensors"]) == 8  # seven students, one teacher
+    for path in kept:
+        assert images_in(content(path), loaded) == [], path
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+            size = sum(value.numel() * value.element_size() for value in tensors.values())
+            assert size <= path.stat().st_size < size + 150 * len(tensors)
 
 
 BLOCKED = """
@@ -241,11 +333,11 @@ def code_of(text: str, name: str) -> str:
     return found.group(1)
 
 
-@pytest.mark.parametrize("cell", ["resnet/kd", "cnn/both"])
+@pytest.mark.parametrize("cell", ["resnet/kd", "cnn/both", "wrap/kd"])
 def test_what_the_cards_tell_works_with_kdbench(trained: Path, tmp_path: Path, cell: str, monkeypatch) -> None:
     exported(trained, cell, tmp_path / "m.safetensors")
     code = code_of((tmp_path / "m.md").read_text(), "m.safetensors")
-    for name in ("s.yaml", "both.py"):
+    for name in ("s.yaml", "both.py", "net.py"):
         (tmp_path / name).write_text((trained / name).read_text())
     monkeypatch.chdir(tmp_path)
     pixels, logits = reference(trained, cell)
@@ -291,6 +383,81 @@ def test_a_network_that_resizes_its_images_is_told_so(monkeypatch) -> None:
     monkeypatch.setattr("safetensors.torch.load_file", lambda path: model.state_dict())
     exec("\n".join(lines), space)
     assert torch.allclose(space["logits"], expected, atol=1e-5)
+
+
+# students of image files ----------------------------------------------------------------------------------------------
+FOLDER_SUITE = """
+name: photos
+data: {name: folder, val: 6, options: {path: tree, size: 16, resize: 20, interpolation: bicubic, workers: 0}}
+recipe: {epochs: 3, batch_size: 12, optimizer: {lr: 0.05}}
+pairs:
+  p: {teacher: &t {model: cnn, options: {widths: [4, 8, 8]}}, student: *t}
+  vit:
+    teacher: *t
+    student: {model: vit_tiny_patch16_224, options: {patch_size: 4, depth: 1, embed_dim: 24, num_heads: 2}}
+methods: {none: }
+seeds: [0]
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    make_folder(folder, classes=("ant", "bee", "cow"))
+    (folder / "s.yaml").write_text(FOLDER_SUITE)
+    done = kdbench(folder, "run", "s.yaml", "--data-root", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cell", "suffix"),
+    [("p/none", ".pt2"), ("p/none", ".safetensors"), ("p/none", ".onnx"), ("vit/none", ".safetensors")],
+)
+def test_a_card_tells_the_way_from_an_image_file_to_a_class(
+    photos: Path, tmp_path: Path, cell: str, suffix: str, monkeypatch, capsys
+) -> None:
+    needs(suffix)
+    target = tmp_path / f"m{suffix}"
+    exported(photos, cell, target, "--data-root", str(photos))
+    text = target.with_suffix(".md").read_text()
+    assert "Classes, in the order of the logits: `ant`, `bee`, `cow`." in text
+    assert "its shorter side resized to 20 (bicubic, antialiased), the middle 16x16 cut out" in text
+    code = code_of(text, target.name)
+    monkeypatch.chdir(tmp_path)
+    loaded = data.load(load(photos / "s.yaml").file.data, photos)
+    student = weights.read(next((photos / "runs" / "students").glob(f"{ModelCard(text).data['kdbench']['key']}*")))
+    names = {tuple(loaded.test.images.name(i).split("/"))[1] for i in range(21)}
+    assert names == {"ant", "bee", "cow"}
+    for i in (0, 5, 9, 20):  # of many formats and modes
+        shutil.copy(photos / "tree" / loaded.test.images.name(i), tmp_path / "photo.jpg")
+        space: dict = {}
+        exec(code, space)
+        (expected,) = loaded.test.images.read([(torch.tensor([i]), None)])
+        assert np.array_equal(np.asarray(space["pixels"]), expected.numpy())
+        said = capsys.readouterr().out.strip()
+        assert said == ("ant", "bee", "cow")[int(torch.as_tensor(space["logits"]).argmax())]
+        model = models.build("cnn", {"widths": [4, 8, 8]}, classes=3, channels=3, size=16)
+        if cell == "p/none":
+            model.load_state_dict(student)
+            logits = deployed.logits(formats.FromPixels(model.eval(), loaded.mean, loaded.std), expected)
+            assert torch.allclose(torch.as_tensor(space["logits"]), logits, atol=1e-4)
+    about = space["about"]
+    assert about["class_names"] == ["ant", "bee", "cow"]
+    assert (about["resize"], about["size"], about["interpolation"]) == (20, 16, "bicubic")
+    assert (about["mean"], about["std"]) == (list(loaded.mean), list(loaded.std))
+
+
+def test_an_export_holds_no_photograph(photos: Path, tmp_path: Path) -> None:
+    exported(photos, "p/none", tmp_path / "m.pt2", "--data-root", str(photos))
+    held = content(tmp_path / "m.pt2")
+    loaded = data.load(load(photos / "s.yaml").file.data, photos)
+    for split in (loaded.train, loaded.val, loaded.test):
+        index = torch.arange(len(split.labels))
+        (pixels,) = split.images.read([(index, None)])
+        for image, x in zip(pixels, fetch(split, loaded, index), strict=True):
+            assert image.numpy().tobytes() not in held
+            assert x.contiguous().numpy().tobytes() not in held
 
 
 # cards ---------------------------------------------------------------------------------------------------------------
@@ -368,13 +535,20 @@ def a_card(**changes) -> Card:
 
 def test_cards_are_rendered_from_values_alone() -> None:
     text = card.render(a_card(), {"m.pt2": 1e-7}, {"m.pt2": ["import torch"]})
-    assert "datasets: [uoft-cs/cifar10]" in text
+    about = ModelCard(text).data
+    assert about.datasets == ["uoft-cs/cifar10"]
+    assert about.eval_results[0].metric_value == 0.5
+    assert about.license is None
     assert "| test/top1 | 50.00% |" in text
     assert "| test/nll | 1.2500 |" in text
     assert "| parameters | 1,234,567 |" in text
     assert card.files_of(text, "0123456789ab") == {"m.pt2": 1e-7}
     assert card.files_of(text, "ba9876543210") is None
-    assert card.files_of("# my notes", "0123456789ab") is None
+    for page in ("# my notes", "", "---\n- 1\n---\n", "---\na: [1\n---\n", "---\nkdbench: {key: 0123456789ab}\n---\n"):
+        assert card.files_of(page, "0123456789ab") is None
+    assert card.files_of(card.render(a_card(key="000000000012"), {"m.pt2": 0.0}, {"m.pt2": []}), "000000000012")
+    unscored = ModelCard(card.render(a_card(scores={"val/top1": 1.0}), {}, {})).data
+    assert unscored.eval_results is None
     content = {"name": "mixup", "knobs": {"alpha": 0.2}, "over": {"name": "none", "knobs": {}}}
     assert card.described(content) == "mixup(alpha=0.2) over none"
     assert card.shown("/home/me/secret/net.py:build") == "./net.py:build"
@@ -400,7 +574,7 @@ def test_timms_arguments_are_those_that_made_the_model() -> None:
         (("cnn/kdd", "--to", "m.pt2"), "did you mean 'cnn/kd'"),
         (
             ("zzz/qqqqqqq", "--to", "m.pt2"),
-            "its pairs are cnn, resnet, vit, mamba, its methods kd, simkd, both, refused, and teacher",
+            "its pairs are cnn, resnet, vit, wrap, mamba, its methods kd, simkd, both, refused, and teacher",
         ),
         (("vit/simkd", "--to", "m.pt2"), "has no PAIR/METHOD 'vit/simkd'"),
         (("cnn/kd", "--seed", "9", "--to", "m.pt2"), "there is one with seed 3. To train it: kdbench run s.yaml"),
@@ -482,12 +656,13 @@ def test_a_model_that_cannot_be_traced_is_a_sentence() -> None:
 
     model = formats.FromPixels(Stubborn(), (0.5,), (0.2,))
     with pytest.raises(formats.UserError, match=r"cannot trace this Stubborn .*\.safetensors"):
-        formats.graph(model, torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+        formats.graph(model, (1, 8, 8))
 
 
 def test_the_tuned_student_is_another_job(trained: Path, tmp_path: Path) -> None:
     from kdbench.suite import winners
 
+    (tmp_path / "net.py").write_text(NET)
     text = SUITE.replace("seeds: [3, 4]", "seeds: [3, 4]\ntune: {trials: 2}")
     (tmp_path / "both.py").write_text(BOTH)
     (tmp_path / "s.yaml").write_text(text)

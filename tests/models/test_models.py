@@ -262,6 +262,33 @@ def failing(classes, channels, size):
 
 def without_size(classes, channels):
     return Net(classes, channels, 4)
+
+def lazy(classes, channels, size):
+    stem = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Dropout())
+    return nn.Sequential(stem, nn.Flatten(), nn.LazyLinear(classes))
+
+def unreached(classes, channels, size):
+    net = Net(classes, channels, 4)
+    net.spare = nn.LazyLinear(3)
+    return net
+
+def too_deep(classes, channels, size):
+    return nn.Sequential(nn.LazyConv2d(4, 99), nn.Flatten(), nn.Linear(4, classes))
+
+class Remembers(Net):
+    state = {"step": 3}
+    def get_extra_state(self):
+        return self.state
+    def set_extra_state(self, state):
+        pass
+
+def extra(classes, channels, size):
+    return Remembers(classes, channels, 4)
+
+def extra_tensor(classes, channels, size):
+    net = Remembers(classes, channels, 4)
+    net.state = net.out.bias.detach().clone()
+    return net
 """
 
 
@@ -291,6 +318,9 @@ def test_a_users_function_that_declares_its_taps(folder: Path) -> None:
         ("headless", {}, ["no linear layer with 10 outputs", "kd_classifier"]),
         ("nothing", {}, ["must return a torch.nn.Module", "NoneType"]),
         ("failing", {}, ["KeyError", "a surprise"]),
+        ("unreached", {}, ["never reaches the lazy parameter spare.weight"]),
+        ("too_deep", {}, ["lazy layers", "first pass over 3x32x32 images failed"]),
+        ("extra", {}, ["'_extra_state', a dict, of get_extra_state", "keep it in a buffer"]),
         ("without_size", {}, ["'size'", "function(classes=, channels=, size=, **options)"]),
     ],
 )
@@ -299,3 +329,23 @@ def test_what_a_users_function_does_wrong(folder: Path, function: str, options: 
         build(f"./net.py:{function}", options, folder=folder)
     for word in ("net.py", *words):
         assert word in str(caught.value)
+
+
+def test_lazy_layers_are_made_by_a_first_pass(folder: Path) -> None:
+    torch.manual_seed(3)
+    model = build("./net.py:lazy", folder=folder)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert model.kd_classifier == "2"
+    assert model[2].weight.shape == (10, 4 * 30 * 30)
+    assert flops.count(model, (3, 32, 32))[0] == 4 * 3 * 9 + 4 + 8 + (4 * 30 * 30 + 1) * 10
+    torch.manual_seed(3)
+    again = build("./net.py:lazy", folder=folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert torch.equal(model[0][1].running_mean, torch.zeros(4))  # the black images leave no trace
+    with torch.device("meta"):
+        assert build("./net.py:lazy", folder=folder)[2].weight.is_meta
+
+
+def test_an_extra_state_that_is_a_tensor_is_a_state_like_any_other(folder: Path) -> None:
+    assert "_extra_state" in build("./net.py:extra_tensor", folder=folder).state_dict()

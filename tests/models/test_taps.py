@@ -189,7 +189,7 @@ def test_no_pooled_feature_where_the_classifier_sees_a_map() -> None:
 
 
 def test_an_answer_that_is_no_tensor() -> None:
-    with pytest.raises(Refusal, match="teacher answers tuple"):
+    with pytest.raises(Refusal, match="teacher answers a tuple"):
         Tapped(Odd.Two(), "teacher", ())(torch.randn(2, 2))
 
 
@@ -223,6 +223,16 @@ def test_profile_tells_shapes(model) -> None:
     assert found.blocks == [(4, 8, 8), (8, 2, 2)]
     assert (found.role, found.classes, found.examples) == ("teacher", 10, 123)
     assert found.model is model
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 1, 1), (2, 11), (10,), (1, 10)])
+def test_profile_refuses_answers_that_are_not_logits_of_the_classes(shape) -> None:
+    class Answers(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(shape)
+
+    with pytest.raises(Refusal, match=r"the student \(Answers\) answers .* instead of \(2, 10\)"):
+        profile(Answers(), "student", (), classes=10, examples=1, input_shape=(1, 8, 8))
 
 
 class Noisy(nn.Module):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -28,11 +31,24 @@ SHAPES = {
     "both": lambda state: {"model": {"state_dict": state}},
     "module": lambda state: {f"module.{k}": v for k, v in state.items()},
     "compiled": lambda state: {"model": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+    "compiled_first": lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+    "lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
+    "lightning_compiled": lambda state: {"state_dict": {f"model._orig_mod.{k}": v for k, v in state.items()}},
+    "lightning_loss": lambda state: {
+        "state_dict": {**{f"net.{k}": v for k, v in state.items()}, "criterion.weight": torch.ones(3)}
+    },
+    "part_compiled": lambda state: {k.replace("stages.1.", "stages.1._orig_mod."): v for k, v in state.items()},
+    "sharded": lambda state: {k.replace("stages.", "_fsdp_wrapped_module.stages."): v for k, v in state.items()},
+    **{
+        key: functools.partial(lambda key, state: {key: state, "epoch": 1, "args": argparse.Namespace(lr=0.1)}, key)
+        for key in ("model_state_dict", "model_state", "net", "network", "weights", "params", "ema", "state_dict_ema")
+    },
+    "not_averaged": lambda state: {"ema": {k: v * 0 for k, v in state.items()}, "state_dict": state},
     "old": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
 }
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth.tar"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_pickled(tmp_path: Path, kind: str, suffix: str) -> None:
     source, model, path = build(1), build(2), tmp_path / f"weights{suffix}"
@@ -107,4 +123,71 @@ def test_no_state_dict(tmp_path: Path, content) -> None:
 def test_no_such_file_and_other_kinds(tmp_path: Path) -> None:
     assert "no such file" in refused(build(2), tmp_path / "weights.pt")
     (tmp_path / "weights.onnx").write_bytes(b"x")
-    assert ".pt, .pth or .safetensors" in refused(build(2), tmp_path / "weights.onnx")
+    assert ".pt, .pth, .pth.tar, .ckpt, .bin or .safetensors" in refused(build(2), tmp_path / "weights.onnx")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors"])
+def test_the_content_counts_and_not_the_suffix(tmp_path: Path, suffix: str) -> None:
+    source, path = build(1), tmp_path / f"weights{suffix}"
+    for save in (save_file, torch.save, lambda state, to: torch.save(state, to, _use_new_zipfile_serialization=False)):
+        save(source.state_dict(), path)
+        model = build(2)
+        weights.load(model, path)
+        assert same(model, source)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+            "is a Git LFS pointer, .*`git lfs pull`",
+        ),
+        (b"<html>", "is a web page, not weights"),
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "is a web page, not weights"),
+        (b"", "is empty; fetch it again"),
+        (b"hello", "cut short, damaged, or of another kind"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    assert re.search(said, refused(build(2), path))
+
+
+def test_no_sentence_repeats_advice_to_load_unsafely(tmp_path: Path) -> None:
+    path, said = tmp_path / "weights.pt", []
+    torch.save({"state_dict": build(1).state_dict(), "config": Path("x")}, path)
+    said.append(refused(build(2), path))
+    assert "holds more than tensors (pathlib" in said[0]
+    path.write_bytes(b"\x80\x02 not weights" * 9)  # of which torch too says that loading failed for safety
+    said.append(refused(build(2), path))
+    assert "damaged" in said[1]
+    torch.jit.script(nn.Linear(1, 1)).save(path)
+    said.append(refused(build(2), path))
+    assert "TorchScript" in said[2]
+    assert not any("weights_only" in sentence or "trust" in sentence for sentence in said)
+
+
+class Wrapped(nn.Module):
+    """Its author called the whole network `module`, and a part of it `model`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(2, 3), nn.Sequential())
+        self.module[1].model = nn.Linear(3, 2)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module.module.", "model._orig_mod.module."])
+def test_prefixes_that_the_model_has_itself_stay(tmp_path: Path, prefix: str) -> None:
+    source, model, path = Wrapped(), Wrapped(), tmp_path / "weights.pt"
+    assert all(name.startswith("module.") for name in source.state_dict())
+    torch.save({f"{prefix}{name}": value for name, value in source.state_dict().items()}, path)
+    weights.load(model, path)
+    assert same(model, source)
+
+
+def test_names_that_would_collide_are_not_shortened() -> None:
+    one, other = torch.zeros(1), torch.ones(1)
+    state = {"a._orig_mod.w": one, "a.w": other, "a.b": one}
+    assert weights.renamed(state, {"a.w": other, "a.b": one}) == state

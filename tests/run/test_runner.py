@@ -242,3 +242,52 @@ def test_a_failure_is_recorded_on_the_track_of_its_job(tmp_path: Path) -> None:
     job = expand(load(tmp_path / "little.yaml"), "f00d")[0]
     assert failed(job, "why").track == "default"
     assert failed(dataclasses.replace(job, track="tuned"), "why").track == "tuned"
+
+
+ELSEWHERE = SUITE.replace("train: {epochs: 3}", "weights: teacher.pt")
+
+
+def test_a_teacher_that_knows_the_validation_images_is_noted(desk: Desk) -> None:
+    jobs, bench, _ = desk.open()
+    honest = bench.teacher(jobs[0].frozen["teacher"])
+    torch.save(honest.model.state_dict(), desk.folder / "teacher.pt")
+    desk.write(ELSEWHERE)
+    assert not any(result.notes for result in desk.run().results)
+    assert desk.warned == []
+    # Further trained on validation alone, as weights from elsewhere may have been.
+    val, model = bench.data.val, honest.model.requires_grad_(True).train()
+    x = (val.images / 255 - bench.data.mean[0]) / bench.data.std[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(60):
+        torch.nn.functional.cross_entropy(model(x), val.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(model.state_dict(), desk.folder / "teacher.pt")
+    found = desk.run()
+    scores = found.results[0].teacher.scores
+    assert scores["val/top1"] > scores["test/top1"] + 5
+    said = f"reaches {scores['val/top1']:.1f}% on validation and {scores['test/top1']:.1f}% on test: its weights have"
+    assert len(found.results) == 6
+    assert all(len(result.notes) == 1 and said in result.notes[0] for result in found.results)
+    assert len(desk.warned) == 1
+    jobs, bench, _ = desk.open()
+    assert bench.perform(jobs[0], ("val",)).notes == []
+
+
+def test_a_teacher_with_other_classes_stops_the_run_with_a_sentence(desk: Desk) -> None:
+    from kdbench.errors import UserError
+
+    (desk.folder / "net.py").write_text(
+        "import torch\nfrom torch import nn\nclass Net(nn.Sequential):\n"
+        "    def forward(self, x):\n        y = super().forward(x)\n        return torch.cat([y, y], 1)\n"
+        "def build(classes, channels, size):\n    return Net(nn.Flatten(), nn.Linear(channels * size**2, classes))\n"
+    )
+    torch.save({"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}, desk.folder / "teacher.pt")
+    student = ELSEWHERE.replace(
+        "{model: cnn, options: {widths: [8, 16, 16]}, weights", "{model: ./net.py:build, weights"
+    )
+    assert student != ELSEWHERE
+    for text in (student, student.replace(", weights: teacher.pt", "")):
+        desk.write(text)
+        with pytest.raises(UserError, match=r"'./net.py:build': the teacher \(Net\) answers \(2, 20\) .* \(2, 10\)"):
+            desk.run()

@@ -19,6 +19,8 @@ from kdbench.run.runner import run
 from kdbench.run.store import Store
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite, load
+from kdbench.targets import Targets
+from kdbench.tasks.classification import Classification
 from kdbench.train.workbench import Workbench
 
 FOLDER = Path(__file__).parents[2] / "suites"
@@ -132,8 +134,9 @@ def test_every_method_suits_its_pair(name: str, pair: str) -> None:
     roles = loaded.file.pairs[pair].roles
     built = {role: models.build(m.model, m.options, classes=classes, channels=3, size=32) for role, m in roles.items()}
     built["teacher"].eval().requires_grad_(False)
-    x, targets = torch.randn(4, *shape), torch.eye(classes)[[1, 3, 3, 7]]
-    batch = Batch(x, targets, torch.tensor([2, 0, 5, 9]), epoch=30, epochs=60, rng=torch.Generator().manual_seed(0))
+    x, targets = torch.randn(4, *shape), Targets(torch.tensor([1, 3, 3, 7]), classes)
+    rng = torch.Generator().manual_seed(0)
+    batch = Batch(x, targets, torch.tensor([2, 0, 5, 9]), Classification(classes), epoch=30, epochs=60, rng=rng)
     outs = {role: Tapped(model, role, ("block*", "pooled"))(x) for role, model in built.items()}
     for label in (method for cell, method in loaded.cells if cell == pair):
         method = loaded.methods[label]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from training import digits, task
 
 from kdbench import models
 from kdbench.errors import UserError
+from kdbench.methods.kd import KD
 from kdbench.models.mamba import scan
 from kdbench.train import checkpoint
+from kdbench.train.engine import Engine
 from kdbench.train.state import State
 
 CPU = torch.device("cpu")
@@ -65,3 +71,38 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning(tmp_path: Path) -> Non
     assert len(said) == 1
     assert "digest does not fit" in said[0]
     assert not path.exists()
+
+
+def test_no_warning_repeats_advice_to_load_unsafely(tmp_path: Path) -> None:
+    path, said, buffer = checkpoint.path_of(tmp_path, "k"), [], io.BytesIO()
+    torch.save({"stage": torch.nn.Linear(1, 1)}, buffer)  # with a good digest, but a program
+    path.parent.mkdir()
+    path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    assert checkpoint.resume(path, CPU, said.append) is None
+    assert said == ["k.pt: damaged checkpoint (it holds no state of a training); set aside as k.pt.damaged"]
+
+
+def test_a_view_is_kept_without_what_lies_behind_it(tmp_path: Path) -> None:
+    path, behind = checkpoint.path_of(tmp_path, "k"), torch.arange(100_000.0)
+    optimizer = {"state": {0: {"momentum_buffer": behind[7:9]}}, "param_groups": [{"params": [0]}]}
+    checkpoint.save(path, State(tensors={"models": {"student": {"w": behind[:3]}}, "optimizers": {"s": optimizer}}))
+    assert path.stat().st_size < 10_000
+    state = checkpoint.load(path, CPU)
+    assert state is not None
+    assert state.tensors["models"]["student"]["w"].tolist() == [0, 1, 2]
+    assert state.tensors["optimizers"]["s"]["state"][0]["momentum_buffer"].tolist() == [7, 8]
+
+
+def test_a_checkpoint_of_a_training_is_as_large_as_its_tensors(tmp_path: Path) -> None:
+    path, saved = checkpoint.path_of(tmp_path, "k"), []
+    loaded = digits()
+    Engine(task(KD(), loaded), save=lambda state: saved.append(checkpoint.save(path, state))).train()
+    state, content = checkpoint.load(path, CPU), path.read_bytes()
+    assert state is not None
+    tensors = [t for t in pytree.tree_leaves(state.tensors) if isinstance(t, torch.Tensor)]
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    assert size < len(content) < size + 600 * len(tensors) + 10_000
+    for split in (loaded.train, loaded.val):
+        for pixels in split.images:
+            assert pixels.numpy().tobytes() not in content
+            assert ((pixels / 255 - loaded.mean[0]) / loaded.std[0]).numpy().tobytes() not in content

@@ -465,3 +465,27 @@ def test_a_method_reviews_each_learner_once_when_its_stage_is_over(loaded) -> No
     assert trained.curves["train/student/mean"][-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     again = Engine(task(Reviewed(), loaded), state=saved[1]).train()  # the first stage is not reviewed again
     assert again.notes == trained.notes
+
+
+# what the author of a model froze -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", [NoTeacher(), KD(), SimKD(), Mutual()])
+def test_what_the_author_of_a_model_froze_stays_as_it_was(loaded, method) -> None:
+    asked = task(method, loaded)
+    for role in asked.plan.learners:
+        asked.models[role].stages[0].requires_grad_(False)
+    before = {role: states(asked.models[role]) for role in asked.plan.learners}
+    trained = Engine(asked).train()
+    for role, part in zip(asked.plan.answer, trained.parts, strict=True):
+        after = states(part)
+        parameters = {name for name, _ in asked.models[role].stages[0].named_parameters(prefix="stages.0")}
+        kept = {name for name in after if name in before[role] and torch.equal(after[name], before[role][name])}
+        assert parameters
+        assert parameters <= kept
+        assert "stages.1.0.weight" not in kept
+
+
+def test_a_learner_that_is_frozen_as_a_whole_is_refused(loaded) -> None:
+    asked = task(KD(), loaded)
+    asked.models["student"].requires_grad_(False)
+    with pytest.raises(Refusal, match=r"the student has nothing to learn: all parameters of its .* are frozen"):
+        Engine(asked).train()
