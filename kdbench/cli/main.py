@@ -41,7 +41,7 @@ from kdbench.cli.options import (
 )
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
-from kdbench.errors import UserError
+from kdbench.errors import UserError, printable
 from kdbench.run.opened import Setting
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main() -> None:
         app(standalone_mode=True)
     except UserError as error:
         for line in str(error).splitlines():
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

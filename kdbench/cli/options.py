@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def warn(sentence: str) -> None:
     """A line on stderr."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
 def root_of(data_root: Path | None) -> Path:
@@ -76,12 +76,13 @@ def emit(rows: list[dict[str, object]], as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=1))
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in rows[0] if rows else ():
         table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0][column], int) else "left")
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        table.add_row(*(Text(f"{value:,}" if isinstance(value, int) else printable(value)) for value in row.values()))
     console().print(table if rows else "nothing there")
 
 

@@ -251,14 +251,3 @@ def _module_name(method: Method) -> str:
 def _with_source(content: dict[str, Any], reference: str, folder: Path) -> dict[str, Any]:
     sha = source_sha(reference, folder)
     return {**content, "source": sha} if sha else content
-
-
-def matches(job: Job, content: Mapping[str, Any]) -> bool:
-    """Whether a stored job is this one, where the data set's fingerprint is not at hand."""
-    return digest(_open(job.content)) == digest(_open(content))
-
-
-def _open(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _open(item) for key, item in value.items() if key != "fingerprint"}
-    return value

@@ -63,6 +63,7 @@ def load(path: Path) -> Suite:
     file = _validated(root, problems)
     methods, names = configure(root, path.parent, problems)
     cells = checks.cells(root, problems)
+    checks.file_names(root, problems)
     checks.references(root, path.parent, problems)
     checks.recipes(root, problems)
     checks.seeds(root, problems)

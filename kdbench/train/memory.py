@@ -30,3 +30,8 @@ def peak_mb(device: torch.device) -> float:
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, a device's or the machine's, was not enough."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
+from kdbench.errors import printable
 from kdbench.run.progress import PLAIN_SECONDS
 from kdbench.suite.cell import Cell
 from kdbench.train.state import Progress
@@ -46,12 +49,12 @@ class Screen:
         if counts:
             self.count += 1
             text = f"[{self.count}/{max(self.total, self.count)}] {text}"
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, what: str, progress: Progress) -> None:
         text = f"{what}: epoch {progress.epoch + 1}/{progress.epochs}, {progress.images_per_second:.0f} images/s"
         if self.status:
-            self.status.update(text)
+            self.status.update(Text(printable(text)))
         elif time.monotonic() - self.spoken >= PLAIN_SECONDS:
             self.spoken = time.monotonic()
             self.say(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,4 +66,30 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning(tmp_path: Path) -> Non
     assert checkpoint.begin(path, [torch.nn.Linear(1, 1)], CPU, said.append) == State()
     assert len(said) == 1
     assert "digest does not fit" in said[0]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no archive", "holds no state"),
+        ({"epoch": "three"}, "epoch"),
+        ({"curves": {"val/top1": "x"}}, "curves"),
+        ({"bogus": 1}, "bogus"),
+    ],
+)
+def test_what_holds_no_state_is_set_aside_though_its_digest_fits(tmp_path: Path, content, reason: str) -> None:
+    path, said, buffer = checkpoint.path_of(tmp_path, "k"), [], io.BytesIO()
+    if isinstance(content, bytes):
+        buffer.write(content)
+    else:
+        torch.save(content, buffer)
+    payload = buffer.getvalue()
+    path.parent.mkdir()
+    path.write_bytes(hashlib.sha256(payload).digest() + payload)
+    assert checkpoint.resume(path, CPU, said.append) is None
+    (sentence,) = said
+    assert reason in sentence
+    assert "weights_only" not in sentence
+    assert sentence.isprintable()
     assert not path.exists()
