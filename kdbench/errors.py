@@ -42,6 +42,12 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def printable(text: object) -> str:
+    """Somebody's text on one line; what a terminal would obey (escape sequences, reversed writing) is shown escaped."""
+    line = " ".join(str(text).split())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
 SUFFIXES = (".yaml", ".yml")
 
 

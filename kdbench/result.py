@@ -8,81 +8,147 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator
+
+from kdbench.files import STRICT, Amount, Count, Share, parsed
 
 Status = Literal["ok", "failed", "diverged", "skipped", "pruned"]
 FORMAT = 1
+
+# Where a metric may lie, by the end of its name `split/metric`; any other is only finite. Sums are rounded.
+ROUNDING = 1e-9
+BOUNDS = {
+    "top1": (0.0, 100.0),
+    "top5": (0.0, 100.0),
+    "agreement": (0.0, 1.0),
+    "agreement_on_errors": (0.0, 1.0),
+    "ece": (0.0, 1.0),
+    "brier": (0.0, 2.0),
+    "nll": (0.0, math.inf),
+    "kl": (0.0, math.inf),
+}
+
+
+def _scores(value: Any) -> dict[str, float]:
+    """Finite numbers within their bounds, or null: not measured."""
+    if not isinstance(value, dict):
+        raise ValueError("should be metrics by name")
+    for name, number in value.items():
+        if number is None:
+            continue
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"{name} should be a finite number")
+        low, high = BOUNDS.get(name.rpartition("/")[2], (-math.inf, math.inf))
+        if not low - ROUNDING <= number <= high + ROUNDING:
+            raise ValueError(f"{name} should be within {low:g} and {high:g}")
+    return {name: None if number is None else float(number) for name, number in value.items()}  # type: ignore[misc]
+
+
+def _job(value: dict[str, Any]) -> dict[str, Any]:
+    """Its parts are mappings, as far as they are there; the key says whether the content is whole."""
+    for part in ("data", "recipe", "roles", "method"):
+        if not isinstance(value.get(part, {}), Mapping):
+            raise ValueError(f"{part} should be a mapping")
+    return value
+
+
+def _provenance(value: dict[str, Any]) -> dict[str, Any]:
+    for name, told in value.items():
+        texts = list(told.values()) if name == "versions" and isinstance(told, dict) else [told]
+        if (name == "versions") != isinstance(told, dict) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} should be {'texts by name' if name == 'versions' else 'a text'}")
+    return value
+
+
+Scores = Annotated[dict[str, float], PlainValidator(_scores)]
+Content = Annotated[dict[str, Any], AfterValidator(_job)]
+Provenance = Annotated[dict[str, Any], AfterValidator(_provenance)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Curve = list[float | None]
 
 
 @dataclass(frozen=True)
 class Cost:
     """What it cost to train, and what the deployed student costs to run."""
 
-    train_seconds: float  # training steps only, every stage, every learner
-    teacher_seconds: float  # training of the frozen teachers this job used, wherever it happened
-    images_per_second: float
-    peak_memory_mb: float
-    learner_parameters: int  # of all learners while they train
-    head_parameters: int  # extra trainable parameters, kept out of the deployed student
-    parameters: int  # deployed student
-    macs: int  # deployed student, one image
-    teacher_parameters: int
-    teacher_macs: int
-    latency_ms_batch1: float
-    latency_ms_batch256: float
-    epochs: int  # summed over stages
-    trials: int = 0  # of tuning that led to the knobs
-    cpu_seconds: float = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
+    __pydantic_config__ = STRICT
+
+    train_seconds: Amount  # training steps only, every stage, every learner
+    teacher_seconds: Amount  # training of the frozen teachers this job used, wherever it happened
+    images_per_second: Amount
+    peak_memory_mb: Amount
+    learner_parameters: Count  # of all learners while they train
+    head_parameters: Count  # extra trainable parameters, kept out of the deployed student
+    parameters: Count  # deployed student
+    macs: Count  # deployed student, one image
+    teacher_parameters: Count
+    teacher_macs: Count
+    latency_ms_batch1: Amount  # 0: not measured (of a trial), or too large for the memory
+    latency_ms_batch256: Amount
+    epochs: Count  # summed over stages
+    trials: Count = 0  # of tuning that led to the knobs
+    cpu_seconds: Amount = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
 
 
 @dataclass(frozen=True)
 class Teacher:
     """The frozen teacher of the pair: the same checkpoint in every row."""
 
+    __pydantic_config__ = STRICT
+
     key: str
-    sha256: str
-    scores: dict[str, float]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scores: Scores
 
 
 @dataclass(frozen=True)
 class Prefix:
     """The answer of the first k roles of a plan that answers with several: what it is worth if one stops there."""
 
+    __pydantic_config__ = STRICT
+
     role: str  # the k-th
-    scores: dict[str, float]  # val/*, test/* of the first k together
-    alone: dict[str, float]  # val/*, test/* of the k-th alone
-    parameters: int  # of the first k together
-    macs: int  # of the first k together, one image
+    scores: Scores  # val/*, test/* of the first k together
+    alone: Scores  # val/*, test/* of the k-th alone
+    parameters: Count  # of the first k together
+    macs: Count  # of the first k together, one image
 
 
 @dataclass(frozen=True)
 class Exit:
     """Early exit: an image goes on to the next role while the most probable class has less than `threshold`."""
 
+    __pydantic_config__ = STRICT
+
     threshold: float
-    scores: dict[str, float]  # val/top1, test/top1
-    macs: dict[str, float]  # expected for one image: {"val": ..., "test": ...}
-    leaving: list[float]  # share of test images that leave at each k
+    scores: Scores  # val/top1, test/top1
+    macs: dict[str, Amount]  # expected for one image: {"val": ..., "test": ...}
+    leaving: list[Share]  # share of test images that leave at each k
 
 
 @dataclass(frozen=True)
 class Result:
+    __pydantic_config__ = STRICT
+
     key: str
-    suite: str
-    pair: str
-    method: str  # label in the suite
-    seed: int
+    suite: Label
+    pair: Label
+    method: Label  # label in the suite
+    seed: Annotated[int, Field(ge=0)]
     status: Status
     reason: str = ""  # one sentence where status is not ok
     comparable: bool = True  # False where the command line changed the recipe (--epochs)
-    job: dict[str, Any] = field(default_factory=dict)  # the resolved job: what `key` is the hash of
-    scores: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[float | None]] = field(default_factory=dict)  # one value an epoch, stages concatenated
+    job: Content = field(default_factory=dict)  # the resolved job: what `key` is the hash of
+    scores: Scores = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)  # one value an epoch, stages concatenated
     cost: Cost | None = None
     teacher: Teacher | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-    track: str = "default"  # "tuned": the knobs were chosen by `kdbench tune`
+    provenance: Provenance = field(default_factory=dict)
+    track: Annotated[str, Field(pattern="^(default|tuned)$")] = "default"  # tuned: knobs that `tune` chose
     prefixes: list[Prefix] = field(default_factory=list)  # empty where one role answers alone
     exits: list[Exit] = field(default_factory=list)  # by rising threshold
     notes: list[str] = field(default_factory=list)  # sentences of the method about a finished job
@@ -94,21 +160,15 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Raises ValueError when the text is not a result of this format."""
-        try:
-            raw = json.loads(text)
-            if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-                raise ValueError(f"not a kdbench result of format {FORMAT}")
-            known = {f.name for f in fields(cls)}
-            if extra := set(raw) - known:
-                raise ValueError(f"unknown fields {sorted(extra)}")
-            raw["cost"] = Cost(**raw["cost"]) if raw.get("cost") else None
-            raw["teacher"] = Teacher(**raw["teacher"]) if raw.get("teacher") else None
-            raw["prefixes"] = [Prefix(**prefix) for prefix in raw.get("prefixes", ())]
-            raw["exits"] = [Exit(**leave) for leave in raw.get("exits", ())]
-            return cls(**raw)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(str(error)) from error
+        """Raises ValueError, with a sentence, when the text is not a result of this format."""
+        made = parsed(cls, text)
+        if made.format != FORMAT:
+            raise ValueError(f"not a kdbench result of format {FORMAT}")
+        if made.job.get("seed", made.seed) != made.seed:
+            raise ValueError("its seed is not that of its job")
+        if made.status == "ok" and any(value is None and "/top1" in name for name, value in made.scores.items()):
+            raise ValueError("finished without a finite accuracy")
+        return made
 
 
 def _finite(value: Any) -> Any:

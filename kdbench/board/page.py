@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from kdbench.board.page_pair import overall, pair
 from kdbench.board.page_tuned import tuned_part
 from kdbench.board.rows import FLOOR, REFERENCE, Board, Reported, TeacherRow
-from kdbench.board.text import count, grid, options, prose, seeds, signed
+from kdbench.board.text import code, count, grid, options, prose, seeds, signed
 
 _OPEN = "<!-- kdbench board, generated: edit nothing here. "
 _CLOSE = " -->"
@@ -126,9 +126,9 @@ def markdown(board: Board) -> str:
 def _notes(board: Board) -> str:
     heading, data = board.heading, board.heading.data
     labels = {label for _, label in heading.cells}
-    splits = f"{', '.join(board.splits) or 'unknown'}"
+    prints, splits = (prose(", ".join(names)) or "unknown" for names in (board.fingerprints, board.splits))
     lines = [
-        f"Data: {options(data)}; fingerprint {', '.join(board.fingerprints) or 'unknown'}; split {splits}. "
+        f"Data: {options(data)}; fingerprint {prints}; split {splits}. "
         "Validation examples are cut from the training set; the test split is read once, after the last epoch.",
         "Per seed, all methods share the student's initial weights, the order of the data and every augmentation. "
         "Intervals cover these seeds only: not another teacher, and not another test set.",
@@ -150,7 +150,7 @@ def _notes(board: Board) -> str:
         for (name, label), r in sorted(heading.reported.items())
     ]
     lines.append("MACs are multiply-accumulates of convolutions, linear layers and attention products.")
-    machines = "; ".join(f"{prose(device)} in {precision}" for device, precision in board.machines) or "unknown"
+    machines = "; ".join(f"{prose(device)} in {prose(precision)}" for device, precision in board.machines) or "unknown"
     lines.append(f"Trained and timed on {machines}.")
     if len(board.machines) > 1:
         lines[-1] += " **Mixed**: a time is shown only where none of the same seed ran on the same one."
@@ -173,7 +173,7 @@ def _further(reported: Reported) -> str:
 def _teacher_note(pair: str, teacher: TeacherRow) -> str:
     names = {"train/top1": "train", "val/top1": "validation", "test/top1": "test"}
     top1 = ", ".join(f"{words} {teacher.scores[name]:.2f}" for name, words in names.items() if name in teacher.scores)
-    return f"Teacher of {pair}: {prose(teacher.model or 'unnamed')}, top-1 (%) {top1}; sha256 `{teacher.sha256}`."
+    return f"Teacher of {pair}: {prose(teacher.model or 'unnamed')}, top-1 (%) {top1}; sha256 {code(teacher.sha256)}."
 
 
 def index(boards: Sequence[Summary]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench.board.rows import Anytime, ExitRow, Heading, PrefixRow, Table
-from kdbench.board.text import BLANK, amount, count, grid, number, percent, plain
+from kdbench.board.text import BLANK, amount, code, count, grid, number, percent, plain
 
 LEGEND = (
     "**k**: the first k roles answer together; **alone**: the k-th without the others, test top-1 in percent. "
@@ -47,7 +47,7 @@ def _prefixes(found: Anytime) -> str:
     lines = [
         [
             str(prefix.k),
-            f"`{prefix.role}`",
+            code(prefix.role),
             percent(prefix.share, 1),
             plain(prefix.top1),
             plain(prefix.alone),

@@ -121,7 +121,7 @@ def _notes(tuned: Tuned) -> str:
     for cell, _, why in (note.partition(" ") for note in tuned.notes):
         without.setdefault(why, []).append(cell)
     lines += [f"Not in this track: {', '.join(cells)} ({prose(why)})." for why, cells in without.items()]
-    machines = "; ".join(f"{prose(device)} in {precision}" for device, precision in board.machines)
+    machines = "; ".join(f"{prose(device)} in {prose(precision)}" for device, precision in board.machines)
     if machines:
         lines.append(f"Trained and timed on {machines}.")
     versions = [f"{name} {' and '.join(found)}" for name, found in sorted(board.versions.items()) if found]

@@ -6,6 +6,7 @@ The bytes depend on the board alone: no date, salted ids, text as outlines of ma
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from math import ceil, floor, log10
 from statistics import median_low
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, safe for the common colour blindnesses
 BLUE, ORANGE, GREEN, INK, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#222222", "#767676", "#BDBDBD"
-SETTINGS = {"font.family": "DejaVu Sans", "font.size": 9.0, "svg.fonttype": "path", "svg.hashsalt": "kdbench"}
+SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "kdbench",
+    "text.parse_math": False,
+}  # a `$` in a name is a `$`
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even in a comment
 WIDTH, LINE, HEADER, BOTTOM, TITLE = 10.0, 0.235, 0.52, 0.42, 0.75  # inches
 LONGEST = 24  # letters of a label
 LONG = 40  # letters of a teacher, from which on its options are left out
@@ -42,7 +50,8 @@ def written(draw: Callable[[], Figure]) -> str:
     text = io.StringIO()
     with style.context(["default", SETTINGS]):
         draw().savefig(text, format="svg", metadata={"Date": None, "Creator": "kdbench"})
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    whole = NO_XML.sub("\N{REPLACEMENT CHARACTER}", text.getvalue())
+    return "\n".join(line.rstrip() for line in whole.splitlines()) + "\n"
 
 
 def figure(board: Board) -> Figure:

@@ -5,17 +5,19 @@ Needs the suite file and the stored results, neither data nor torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.board import page, tracks
+from kdbench import files
+from kdbench.board import page as render
+from kdbench.board import tracks
 from kdbench.board.heading import heading
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board
 from kdbench.board.text import plain, signed
-from kdbench.errors import UserError
-from kdbench.files import write_atomically
+from kdbench.errors import UserError, printable
 from kdbench.result import Result
 from kdbench.run.store import Store, chosen, published
 from kdbench.suite import winners
@@ -57,16 +59,37 @@ def publish(board: Board, root: Path) -> list[Path]:
     """Write the board, its pictures and the index; the paths, the board first.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds files of these names that are somebody else's.
     """
-    pages = {f"{board.heading.suite}.md": page.markdown(board), **_pictures(board)}
+    page = f"{board.heading.suite}.md"
+    pages = {page: render.markdown(board), **_pictures(board)}
     try:
-        for file, text in pages.items():
-            _write(root / file, text)
-        _write(root / "README.md", page.index(_summaries(root)))
+        others = _others(root, page)
+        for file in pages:
+            if owner := next((name for name, text in others.items() if f"]({file})".casefold() in text.casefold()), ""):
+                raise UserError(f"{root / file}: belongs to the board {owner}; rename a suite or a pair")
+        index = render.index(_summaries({**others, page: pages[page]}))
+        files.publish({root / file: text for file, text in pages.items()} | {root / "README.md": index})
     except OSError as error:
         raise UserError(f"{root}: cannot write the board ({error.strerror}); give --results DIR") from error
     return [*(root / file for file in pages), root / "README.md"]
+
+
+def _others(root: Path, page: str) -> dict[str, str]:
+    """The pages of the other boards in a folder, by name.
+
+    Raises:
+        UserError: the page itself is another suite's, where case does not count in names.
+    """
+    found = {}
+    for path in sorted(root.glob("*.md")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        summary = render.Summary.read(text)
+        if path.name.casefold() == page.casefold() and summary is not None and f"{summary.suite}.md" != page:
+            raise UserError(f"{path}: is the board of the suite '{summary.suite}'; rename one of the suites")
+        if path.name != page and summary is not None:
+            found[path.name] = text
+    return found
 
 
 def _pictures(board: Board) -> dict[str, str]:
@@ -83,20 +106,16 @@ def _pictures(board: Board) -> dict[str, str]:
     return drawn
 
 
-def _write(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_atomically(path, text.encode())
-
-
-def _summaries(root: Path) -> list[page.Summary]:
-    """What every board in the folder says about itself."""
-    read = (page.Summary.read(path.read_text(encoding="utf-8")) for path in sorted(root.glob("*.md")))
+def _summaries(pages: Mapping[str, str]) -> list[render.Summary]:
+    """What every board says about itself, by the names of their pages."""
+    read = (render.Summary.read(pages[name]) for name in sorted(pages))
     return [summary for summary in read if summary is not None]
 
 
 def tables(board: Board) -> list[Table]:
     """The board for a terminal: one table for each pair, those of the tuned track last."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = []
     parts = [(pair, "") for pair in board.tables]
@@ -104,12 +123,13 @@ def tables(board: Board) -> list[Table]:
     for pair, track in parts:
         teacher = f", teacher {pair.teacher.top1:.2f}%" if pair.teacher and pair.teacher.top1 is not None else ""
         title = f"{pair.pair}{track}{teacher}"
-        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Table(title=Text(printable(title)), title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in ("method", "n", "test top-1 %", "gain over none", "over kd", ""):
             table.add_column(column, justify="left" if column in ("method", "") else "right")
         for row in pair.rows:
             trouble = "; ".join(text for _, text in row.troubles)
             note = row.claim if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
-            table.add_row(row.label, str(row.n), plain(row.top1), signed(row.gain), signed(row.over_kd), note)
+            cells = (row.label, str(row.n), plain(row.top1), signed(row.gain), signed(row.over_kd), note)
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         shown.append(table)
     return shown

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from kdbench.board.statistics import Interval
+from kdbench.errors import printable
 
 BLANK = ""
 
@@ -78,6 +80,14 @@ def _value(value: Any) -> str:
 
 
 def prose(text: str) -> str:
-    """Foreign text on one line, with what markdown would take for markup escaped."""
-    one_line = " ".join(str(text).split())
-    return "".join(f"\\{letter}" if letter in "\\`*<>|[]" else letter for letter in one_line)
+    """Foreign text on one line, with what markdown and HTML would take for markup escaped."""
+    escaped = "".join(f"\\{letter}" if letter in "\\`*<>|[]" else letter for letter in printable(text))
+    return f"\\{escaped}" if escaped[:1] in tuple("#+-=~") else escaped
+
+
+def code(text: object) -> str:
+    """Foreign text on one line as a code span, in a table too."""
+    shown = printable(text).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    room = " " if "`" in shown else ""
+    return f"{fence}{room}{shown}{room}{fence}"

@@ -41,7 +41,7 @@ def tuning(suite: Suite, winner: Winner) -> Tuning:
 
 def tuned_track(suite: Suite, store: Store, default: Board, root: Path) -> Tuned | None:
     """The suite's second track, with a board of its own; None where nothing has been tuned."""
-    found, notes = winners.current(suite, root)
+    found, notes = winners.current(suite, root, store.warn)
     tune = suite.file.tune
     if not found or tune is None:
         return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdbench.errors import HIDDEN, UserError, shown
+from kdbench.errors import HIDDEN, UserError, printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,7 +105,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def warn(sentence: str) -> None:
     """A line on stderr."""
-    print(f"warning: {shown(sentence)}", file=sys.stderr)
+    print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
 def refuse_hidden(words: Sequence[str]) -> None:
@@ -127,16 +127,14 @@ def emit(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in rows[0] if rows else ():
         table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0][column], int) else "left")
     for row in rows:
-        table.add_row(
-            *(f"{value:,}" if isinstance(value, int) else escape(shown(str(value))) for value in row.values())
-        )
+        table.add_row(*(Text(f"{value:,}" if isinstance(value, int) else printable(value)) for value in row.values()))
     console().print(table if rows else "nothing there")
 
 

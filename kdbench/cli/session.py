@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import shown
+from kdbench.errors import printable
 from kdbench.models.make import Sizes
 from kdbench.run.crew import Crew
 from kdbench.run.opened import Setting, try_models
@@ -43,9 +43,11 @@ class Session:
     @classmethod
     def open(cls, setting: Setting, device: str, console: Console) -> Session:
         """Raises UserError with all that is wrong with the suite, the options, the data or the models."""
-        opened = setting.open(
-            device, lambda sentence: console.print(f"warning: {shown(sentence)}", soft_wrap=True, markup=False)
-        )
+
+        def warn(sentence: str) -> None:
+            console.print(printable(f"warning: {sentence}"), markup=False, soft_wrap=True)
+
+        opened = setting.open(device, warn)
         jobs, bench = opened.jobs, opened.bench
         shapes = try_models(jobs, Sizes(bench.data, opened.suite.folder))
         return cls(opened.suite, jobs, bench, opened.store, setting, console, shapes)
@@ -147,7 +149,7 @@ class Session:
             console.print(table)
         for result in summary.troubled:
             console.print(
-                f"{result.status}: {result.pair}/{result.method} seed {result.seed}: {shown(result.reason)}",
+                printable(f"{result.status}: {result.pair}/{result.method} seed {result.seed}: {result.reason}"),
                 markup=False,
             )
         reused = len(summary.results) - summary.trained
@@ -155,7 +157,7 @@ class Session:
         if reused and not summary.trained:
             console.print("To train them all on this machine: --results my-results", markup=False, highlight=False)
         if published:
-            console.print(f"Board: {published[0]}", highlight=False)
+            console.print(f"Board: {published[0]}", markup=False, highlight=False)
         else:
             console.print("Not comparable (--epochs): no board was written.", highlight=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from kdbench import data, plugins
 from kdbench.data import DataSet, default_root
 from kdbench.data.batches import fetch
-from kdbench.errors import UserError, did_you_mean
+from kdbench.errors import UserError, did_you_mean, printable
 from kdbench.method import Refusal
 from kdbench.models import weights
 from kdbench.models.make import network
@@ -21,9 +20,10 @@ from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole, Job, expand
 from kdbench.suite.load import Suite, load
 from kdbench.suite.winners import current, tuned_job
+from kdbench.train import teachers
 from kdbench.train.engine import Engine
 from kdbench.train.state import State, Training
-from kdbench.train.teachers import Record, fingerprint
+from kdbench.train.teachers import Record
 from kdbench.train.workbench import Workbench
 
 TEACHER = "teacher"  # PAIR/teacher names the pair's teacher instead of a method's student
@@ -163,15 +163,15 @@ def teacher(role: FrozenRole, bench: Workbench) -> tuple[Deployed, Record]:
     def fresh() -> nn.Module:
         return initial(role.model, bench.data, role.folder, bench.device)
 
-    kept = weights.read(path)
+    try:
+        record, kept = teachers.read(folder, role.key)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: there is no such file; `kdbench run` makes it") from error
+    except (OSError, ValueError) as error:
+        reason = printable(error)
+        raise UserError(f"{folder}: damaged teacher ({reason}); `kdbench run` makes it again") from error
     model = fresh()
     weights.fit(model, {k.removeprefix("model."): v for k, v in kept.items() if k.startswith("model.")}, path)
-    try:
-        record = Record(**json.loads((folder / "record.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'record.json'}: cannot be read ({error}); `kdbench run` makes it again") from error
-    if fingerprint(model) != record.sha256:
-        raise UserError(f"{path}: its weights do not fit the sha256 in record.json; `kdbench run` makes them again")
     return Deployed(model, fresh, {TEACHER: role.model}, plain=True), record
 
 

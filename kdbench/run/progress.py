@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from kdbench.errors import shown
+from kdbench.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,9 @@ def verdict(result: Result) -> str:
     """One phrase on a finished job."""
     if result.status != "ok" or result.cost is None:
         return f"{result.status}: {result.reason}"
-    return f"test {result.scores['test/top1']:.2f}% in {result.cost.train_seconds:.0f} s"
+    top1 = result.scores.get("test/top1")
+    said = "finished without a test accuracy" if top1 is None else f"test {top1:.2f}%"
+    return f"{said} in {result.cost.train_seconds:.0f} s"
 
 
 class Lines:
@@ -59,7 +61,7 @@ class Lines:
 
     def _line(self, text: str) -> None:
         self.spoken = time.monotonic()
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
         pass
@@ -80,7 +82,7 @@ class Lines:
         self._line(f"[{self.finished_jobs}/{self.total}] {job.name} seed {job.seed}: {verdict(result)}{ahead}")
 
     def warn(self, sentence: str) -> None:
-        self._line(f"warning: {shown(sentence)}")
+        self._line(f"warning: {sentence}")
 
 
 class Bars:
@@ -91,10 +93,10 @@ class Bars:
 
         self.console = console
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -116,7 +118,7 @@ class Bars:
         stage = f" stage {progress.stage + 1}/{progress.stages}" if progress.stages > 1 else ""
         self.bars.update(
             self._bar(what),
-            description=what + stage,
+            description=printable(what + stage),
             total=progress.epochs,
             completed=progress.epoch + 1,
             note=f"{progress.images_per_second:.0f} images/s{_headline(progress)}",
@@ -128,12 +130,12 @@ class Bars:
         self._remove(f"{job.name} seed {job.seed}")
         self.bars.advance(self.jobs)
         self.bars.console.print(
-            f"{job.name} seed {job.seed}: {verdict(result)}", markup=False, highlight=False, soft_wrap=True
+            printable(f"{job.name} seed {job.seed}: {verdict(result)}"), markup=False, highlight=False, soft_wrap=True
         )
 
     def _bar(self, what: str) -> TaskID:
         if what not in self.current:
-            self.current[what] = self.bars.add_task(what, total=1, note="")
+            self.current[what] = self.bars.add_task(printable(what), total=1, note="")
         return self.current[what]
 
     def _remove(self, what: str) -> None:
@@ -141,7 +143,7 @@ class Bars:
             self.bars.remove_task(self.current.pop(what))
 
     def warn(self, sentence: str) -> None:
-        self.bars.console.print(f"warning: {shown(sentence)}", markup=False, highlight=False, soft_wrap=True)
+        self.bars.console.print(printable(f"warning: {sentence}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _headline(progress: Progress) -> str:

@@ -13,13 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from kdbench.errors import UserError
 from kdbench.result import Result
 from kdbench.run.log import Log, path_of
-from kdbench.run.store import Store, relabelled
+from kdbench.run.store import FINAL, Store, relabelled
 from kdbench.suite.job import FrozenRole, Job
+from kdbench.train import checkpoint, memory
 from kdbench.train.lease import Lease
 from kdbench.train.state import Progress
 from kdbench.train.workbench import Workbench
@@ -102,8 +101,7 @@ def run(jobs: Sequence[Job], bench: Workbench, store: Store, listener: Listener 
                 listener.warn(f"{len(held)} jobs are being trained by another run; waiting for their results")
                 told = True
             time.sleep(POLL)
-            for job in held:
-                store.refresh(job.key)
+            store.refresh(*(job.key for job in held))
     return summary(jobs, store, len(trained))
 
 
@@ -157,6 +155,8 @@ def do(job: Job, bench: Workbench, store: Store, splits: Sequence[str] = ("val",
             result = _attempt(job, bench, log, splits)
         log.say(f"{result.status} {result.reason}".rstrip())
         store.write(result)
+        if result.status in FINAL:  # and safe on disk: only now is the training let go
+            checkpoint.path_of(bench.runs, job.key).unlink(missing_ok=True)
         return result, True
 
 
@@ -200,7 +200,7 @@ def _attempt(job: Job, bench: Workbench, log: Log, splits: Sequence[str]) -> Res
     except (Busy, Stopped):
         raise
     except Exception as error:
-        if out_of_memory(error):
+        if memory.out_of_memory(error):
             log.say(f"out of memory: {error}")
             raise OutOfMemory(f"out of memory on {bench.device}: {_first_line(error)}") from error
         return failed(job, f"{_recorded(error, log, bench)} (log: {Path('logs') / log.path.name})")
@@ -222,10 +222,6 @@ def _recorded(error: Exception, log: Log, bench: Workbench) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-
-
-def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def title(job: Job) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections import Counter
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.result import Result
 from kdbench.suite import winners
-from kdbench.suite.job import Job, digest, expand, matches
+from kdbench.suite.job import Job, digest, expand
 from kdbench.suite.load import Suite
 from kdbench.suite.winners import Winner
 
@@ -20,29 +19,39 @@ FINAL = ("ok", "diverged", "pruned")  # a failed or skipped job is tried again b
 
 
 class Store:
-    """All results of one suite. `warn` receives a sentence for each damaged file, which is set aside."""
+    """All results of one suite. `warn` receives a sentence for each damaged file.
+
+    Reading changes nothing on disk: a damaged file is left out, and set aside by who writes its job's result anew.
+    """
 
     def __init__(self, root: Path, suite: str, warn: Callable[[str], None] = lambda sentence: None) -> None:
         self.folder, self.warn = root / "results" / suite, warn
         self.results: dict[str, Result] = {}
         self.again: set[str] = set()  # keys of jobs in trouble that are to be done anew, final or not
-        self._read("*.json")
+        self.damaged: set[str] = set()  # names of files that are left out
+        for name in sorted(names(self.folder)):
+            self._read(self.folder / name)
 
-    def refresh(self, key: str) -> None:
-        """Read anew what another run may have written of a job."""
-        self._read(f"*.{key}.json")
+    def refresh(self, *keys: str) -> None:
+        """Read anew what another run may have written of some jobs, under whatever label."""
+        for name in sorted(names(self.folder)):
+            if key_of(name) in keys:
+                self._read(self.folder / name)
 
-    def _read(self, pattern: str) -> None:
-        for path in sorted(self.folder.glob(pattern)):
-            try:
-                result = read(path)
-            except FileNotFoundError:
-                continue
-            except (ValueError, UnicodeDecodeError) as error:
-                self.warn(f"{path}: damaged result ({error}); {_put_away(path)}, the job will be done again")
-                continue
-            if not (self.done(result.key) and result.status not in FINAL):
-                self.results[result.key] = result
+    def _read(self, path: Path) -> None:
+        try:
+            result = read(path)
+        except FileNotFoundError:
+            return
+        except (ValueError, OSError) as error:
+            if path.name not in self.damaged:
+                reason = (error.strerror if isinstance(error, OSError) else None) or error
+                self.warn(f"{path}: damaged result ({reason}); left out, the job counts as not done")
+            self.damaged.add(path.name)
+            return
+        self.damaged.discard(path.name)
+        if not (self.done(result.key) and result.status not in FINAL):
+            self.results[result.key] = result
 
     def done(self, key: str) -> bool:
         return key in self.results and key not in self.again and self.results[key].status in FINAL
@@ -57,6 +66,9 @@ class Store:
         if self.done(result.key):
             return path
         try:
+            if path.name in self.damaged:
+                self.warn(f"{path}: the damaged result is set aside as {set_aside(path).name}")
+                self.damaged.discard(path.name)
             write_atomically(path, result.to_json().encode())
         except OSError as error:
             raise UserError(
@@ -71,22 +83,42 @@ def read(path: Path) -> Result:
     """The result in a file.
 
     Raises:
-        ValueError: it is damaged, or under a name that is not its own.
+        ValueError: it is damaged, or under a name that is not its own; the message is on one line.
+        OSError: it cannot be read.
     """
-    result = Result.from_json(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8") from error
+    result = Result.from_json(text)
     if digest(result.job) != result.key or path.name != filename(result):
         raise ValueError("its content does not match its key")
     return result
 
 
+def names(folder: Path) -> list[str]:
+    """The names of the result files in a folder, in any order; none where there is no folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries]
+        return [name for name in found if name.endswith(".json") and not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read results ({error.strerror}); give another --results DIR") from error
+
+
+def key_of(name: str) -> str:
+    """The job's key in the name of a result file."""
+    return name.removesuffix(".json").rpartition(".")[2]
+
+
 def filename(result: Result) -> str:
     return f"{result.pair}.{result.method}.s{result.seed}.{result.key}.json"
-
-
-def _put_away(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f"set aside as {set_aside(path).name}"
-    return "left where it is"
 
 
 Cell = tuple[str, str]  # pair, label
@@ -94,37 +126,31 @@ Cell = tuple[str, str]  # pair, label
 
 def published(suite: Suite, store: Store) -> list[Result]:
     """The stored results of the default track, under the suite's labels; stale ones are left out."""
-    return matching(expand(suite), store)
+    return matching(lambda fingerprint: expand(suite, fingerprint), store)
 
 
 def chosen(suite: Suite, store: Store, found: Mapping[Cell, Winner]) -> list[Result]:
     """The stored results of the tuned track: those of the winners that are in force now."""
-    jobs = [winners.tuned_job(suite, winner, None, seed=seed) for seed in suite.file.seeds for winner in found.values()]
-    return matching(jobs, store)
+    return matching(lambda fingerprint: winners.jobs_of(suite, found.values(), fingerprint, suite.file.seeds), store)
 
 
-def matching(wanted: Iterable[Job], store: Store) -> list[Result]:
-    """The stored results of these jobs, relabelled.
+def matching(wanted: Callable[[str], Iterable[Job]], store: Store) -> list[Result]:
+    """The stored results of some jobs, relabelled.
 
-    Where results of several versions of the data are stored, those of the most frequent one.
+    The data set is not at hand: its fingerprint is one of those in the records. Where results of several versions of
+    the data are stored, those of the most frequent one.
+
+    Args:
+        wanted: the jobs, given the fingerprint.
     """
+    told = [result.job.get("data", {}).get("fingerprint") for result in store.results.values()]
+    prints = {name for name in told if isinstance(name, str)}
     found: list[Result] = []
-    by_cell: dict[tuple[str, int], list[Result]] = {}
-    for result in store.results.values():
-        by_cell.setdefault((result.job.get("method", {}).get("name", ""), result.seed), []).append(result)
-    for job in wanted:
-        for result in by_cell.get((job.content["method"]["name"], job.seed), ()):
-            if matches(job, result.job):
-                found.append(relabelled(result, job))
-    prints = Counter(_fingerprint(result) for result in found)
-    if len(prints) > 1:
-        kept = min(prints, key=lambda name: (-prints[name], name))
-        found = [result for result in found if _fingerprint(result) == kept]
+    for fingerprint in sorted(prints):
+        jobs = wanted(fingerprint)
+        here = [relabelled(store.results[key], job) for job in jobs if (key := job.key) in store.results]
+        found = max(found, here, key=len)
     return found
-
-
-def _fingerprint(result: Result) -> str:
-    return str(result.job["data"]["fingerprint"])
 
 
 def relabelled(result: Result, job: Job) -> Result:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdbench.errors import UserError
-from kdbench.files import write_atomically
+from kdbench.files import set_aside, write_atomically
 from kdbench.result import Result
 from kdbench.run.log import last_line, path_of
 from kdbench.run.runner import title
-from kdbench.run.store import FINAL, Store, published, read
+from kdbench.run.store import FINAL, Store, key_of, names, published, read
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite
 from kdbench.train import lease
@@ -84,7 +84,7 @@ def merge(sources: Sequence[Path], root: Path) -> Merged:
     Raises:
         UserError: a source holds no results, or the folder cannot be written.
     """
-    merged = Merged()
+    merged, known = Merged(), _Known()
     for source in sources:
         base = source / "results" if (source / "results").is_dir() else source
         paths = sorted(base.glob("*/*.json"))
@@ -93,47 +93,78 @@ def merge(sources: Sequence[Path], root: Path) -> Merged:
         for path in paths:
             try:
                 result = read(path)
-            except (ValueError, UnicodeDecodeError) as error:
+            except (ValueError, OSError) as error:
                 merged.damaged.append(f"{path}: damaged result ({error}); left out")
                 continue
             merged.suites.add(result.suite)
             try:
-                _join(path, result, root / "results" / path.parent.name, merged)
+                _join(path, result, known.of(root / "results" / path.parent.name), merged)
             except OSError as error:
                 raise UserError(f"{root}: cannot write results ({error.strerror})") from error
     return merged
 
 
-def _join(path: Path, result: Result, folder: Path, merged: Merged) -> None:
+class _Known:
+    """The result files of the folders that are merged into, by key; each folder is listed once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, _Folder] = {}
+
+    def of(self, path: Path) -> _Folder:
+        if path not in self.folders:
+            by_key: dict[str, list[Path]] = {}
+            for name in sorted(names(path)):
+                by_key.setdefault(key_of(name), []).append(path / name)
+            self.folders[path] = _Folder(path, by_key)
+        return self.folders[path]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    path: Path
+    by_key: dict[str, list[Path]]
+
+
+def _join(path: Path, result: Result, folder: _Folder, merged: Merged) -> None:
     payload = path.read_bytes()
-    here = sorted(folder.glob(f"*.{result.key}.json"))
+    here = folder.by_key.get(result.key, [])
     if any(other.read_bytes() == payload for other in here):
         merged.same += 1
         return
     final = result.status in FINAL
-    if not here:
-        merged.new += 1
-    elif final and all(_unfinished(other) for other in here):
-        for other in here:
-            if other.name != path.name:
-                other.unlink()
+    sound = [other for other in here if not _damaged(other)]
+    if here and final and all(_unfinished(other) for other in sound):
         merged.replaced += 1
+    elif not here:
+        merged.new += 1
     elif not final:
         merged.same += 1  # nothing that this one could add
         return
     else:
-        kept = folder / f"{path.name}.conflict-{hashlib.sha256(payload).hexdigest()[:8]}"
+        kept = folder.path / f"{path.name}.conflict-{hashlib.sha256(payload).hexdigest()[:8]}"
         merged.conflicts.append(f"{here[0].name}: another result of the same job is kept as {kept.name}")
         write_atomically(kept, payload)
         return
-    write_atomically(folder / path.name, payload)
+    target = folder.path / path.name
+    if target in here and target not in sound:
+        set_aside(target)
+    write_atomically(target, payload)
+    for other in sound:  # the new one is safe
+        if other != target:
+            other.unlink()
+    folder.by_key[result.key] = [target]
+
+
+def _damaged(path: Path) -> bool:
+    try:
+        read(path)
+    except (ValueError, OSError):
+        return True
+    return False
 
 
 def _unfinished(path: Path) -> bool:
-    try:
-        return read(path).status not in FINAL
-    except (ValueError, UnicodeDecodeError):
-        return True
+    return read(path).status not in FINAL
 
 
 # clean ---------------------------------------------------------------------------------------------------------------

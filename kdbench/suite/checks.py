@@ -141,6 +141,33 @@ def _of_a_model(path: tuple[str | int, ...]) -> bool:
 
 
 # names and files -----------------------------------------------------------------------------------------------------
+def file_names(root: Node, problems: Problems) -> None:
+    """Suites, pairs and labels name files: none may take a name that is another's, nor differ from it in case alone."""
+    name = _text(root.get("name")) or ""
+    if name.casefold() == "readme":
+        _taken(root.get("name"), ("name",), f"'{name}' is the name of the boards' index: choose another", problems)
+    if name.casefold().endswith((".tuned", ".anytime")):
+        _taken(root.get("name"), ("name",), "ends like a picture of another suite's board: choose another", problems)
+    for pair, node in entries(root, "pairs").items():
+        if pair.casefold().endswith(".tuned") or pair.casefold() == "readme.md":
+            _taken(node, ("pairs", pair), "is the name of another file of a board: choose another", problems)
+    for label, node in entries(root, "methods").items():
+        if label.casefold() == "expected-best":
+            _taken(node, ("methods", label), "is the name of a pair's picture: choose another", problems)
+    for section in ("pairs", "methods"):
+        seen: dict[str, str] = {}
+        for key, node in entries(root, section).items():
+            first = seen.setdefault(key.casefold(), key)
+            if first != key:
+                sentence = f"differs from '{first}' in upper and lower case alone: their files would share a name"
+                _taken(node, (section, key), sentence, problems)
+
+
+def _taken(node: Node | None, path: tuple[str | int, ...], sentence: str, problems: Problems) -> None:
+    if node is not None:
+        problems.add(node.key or node.mark, path, sentence)
+
+
 def references(root: Node, folder: Path, problems: Problems) -> None:
     """Data sets, models, weights, optimisers and the labels of `reported`."""
     _name(root.at(("data", "name")), ("data", "name"), "data set", plugins.names("data"), folder, problems)

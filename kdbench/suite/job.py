@@ -246,14 +246,3 @@ def method_content(method: Method) -> dict[str, Any]:
 def _source(sha: str | None) -> dict[str, str]:
     """Of what is not ours: its text counts."""
     return {"source": sha} if sha else {}
-
-
-def matches(job: Job, content: Mapping[str, Any]) -> bool:
-    """Whether a stored job is this one, where the data set's fingerprint is not at hand."""
-    return digest(_open(job.content)) == digest(_open(content))
-
-
-def _open(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _open(item) for key, item in value.items() if key != "fingerprint"}
-    return value

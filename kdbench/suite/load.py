@@ -64,6 +64,7 @@ def load(path: Path) -> Suite:
     file = _validated(root, problems)
     methods, names = configure(root, path.parent, problems)
     cells = checks.cells(root, problems)
+    checks.file_names(root, problems)
     checks.references(root, path.parent, problems)
     checks.numbers(root, problems)
     checks.recipes(root, problems)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.errors import UserError
-from kdbench.files import write_atomically
+from kdbench.errors import UserError, printable
+from kdbench.files import STRICT, Amount, Count, parsed, set_aside, write_atomically
 from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.load import Suite
@@ -22,23 +22,25 @@ from kdbench.suite.load import Suite
 class Winner:
     """The best configuration of one cell, and what finding it took."""
 
+    __pydantic_config__ = STRICT
+
     suite: str
     pair: str
     method: str  # label in the suite
     space_hash: str
     overrides: dict[str, Any]  # dotted path -> value, laid over the suite's own; {} where that was the best
     knobs: dict[str, Any]  # every knob of the winning method, `over.` for what it wraps
-    trials: int  # finished, of any verdict
-    pruned: int
-    failed: int  # diverged, refused or beyond the constraints included
-    gpu_seconds: float  # of training, over all trials
+    trials: Count  # finished, of any verdict
+    pruned: Count
+    failed: Count  # diverged, refused or beyond the constraints included
+    gpu_seconds: Amount  # of training, over all trials
     metric: str
     value: float
     values: list[float]  # of the trials that have one, by number
     default_value: float | None  # of the first trial, the suite's own configuration; None where it has none
     expected_best: list[float]  # of n trials, n = 1...
-    epochs: int
-    seeds: list[int]
+    epochs: Count
+    seeds: list[Count]
     sampler: str
     objectives: list[str]
     pareto: list[dict[str, Any]] | None = None  # {"overrides", "values"} where there are several objectives
@@ -51,14 +53,12 @@ class Winner:
 
     @classmethod
     def from_json(cls, text: str) -> Winner:
-        """Raises ValueError: not such a file."""
-        try:
-            raw = json.loads(text)
-            if extra := set(raw) - {f.name for f in fields(cls)}:
-                raise ValueError(f"unknown fields {sorted(extra)}")
-            return cls(**raw)
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(str(error)) from error
+        """Raises ValueError, with a sentence: not such a file."""
+        winner = parsed(cls, text)
+        if not winner.expected_best:
+            raise ValueError("expected_best is empty")
+        json.dumps([winner.overrides, winner.knobs, winner.pareto], allow_nan=False)
+        return winner
 
 
 # files ---------------------------------------------------------------------------------------------------------------
@@ -73,10 +73,13 @@ def path_of(root: Path, suite: str, pair: str, label: str) -> Path:
 def write(winner: Winner, root: Path) -> Path:
     """Raises UserError: the folder cannot be written."""
     path = path_of(root, winner.suite, winner.pair, winner.method)
-    text = winner.to_json()
+    payload = winner.to_json().encode()
     try:
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, text.encode())
+        if path.exists() and path.read_bytes() == payload:
+            return path
+        if path.exists() and isinstance(_opened(path), str):
+            set_aside(path)
+        write_atomically(path, payload)
     except OSError as error:
         raise UserError(
             f"{path.parent}: cannot write what was tuned ({error.strerror}); free space or give --results DIR"
@@ -93,27 +96,64 @@ def read(root: Path, suite: str, pair: str, label: str) -> Winner | None:
     path = path_of(root, suite, pair, label)
     if not path.exists():
         return None
+    found = _opened(path)
+    if isinstance(found, str):
+        raise UserError(f"{path}: damaged ({found}); `kdbench tune` sets it aside and writes it again")
+    return found
+
+
+def _opened(path: Path) -> Winner | str:
+    """What is in a file, or what is wrong with it."""
     try:
-        return Winner.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and `kdbench tune` writes it again") from error
+        winner = Winner.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except OSError as error:
+        return error.strerror or "unreadable"
+    except ValueError as error:
+        return str(error)
+    if (winner.pair, winner.method) != (path.parent.name, path.stem):
+        return "of another cell"
+    return winner
 
 
-def current(suite: Suite, root: Path) -> tuple[dict[tuple[str, str], Winner], list[str]]:
-    """The winners that the suite as it is now asks for, by (pair, label), and a sentence for each cell without one."""
+def current(
+    suite: Suite, root: Path, warn: Callable[[str], None] = lambda sentence: None
+) -> tuple[dict[tuple[str, str], Winner], list[str]]:
+    """The winners that the suite as it is now asks for, by (pair, label), and a sentence for each cell without one.
+
+    A damaged file counts as none; `warn` receives a sentence that names it.
+    """
     found: dict[tuple[str, str], Winner] = {}
     notes: list[str] = []
     if suite.file.tune is None:
         return {}, []
     for pair, label in suite.cells:
-        winner = read(root, suite.file.name, pair, label)
+        path = path_of(root, suite.file.name, pair, label)
+        winner = _opened(path) if path.exists() else None
         if winner is None:
             notes.append(f"{pair}/{label} has not been tuned")
-        elif winner.space_hash != cell_of(suite, pair, label).hash:
+            continue
+        if not isinstance(winner, str) and winner.space_hash != cell_of(suite, pair, label).hash:
             notes.append(f"{pair}/{label} was tuned for another space, recipe or method than the suite has now")
-        else:
-            found[pair, label] = winner
+            continue
+        if not isinstance(winner, str):
+            winner = _usable(suite, winner)
+        if isinstance(winner, str):
+            warn(f"{path}: damaged ({winner}); left out, and `kdbench tune` writes it again")
+            notes.append(f"{pair}/{label} has a damaged file of its winner")
+            continue
+        found[pair, label] = winner
     return found, notes
+
+
+def _usable(suite: Suite, winner: Winner) -> Winner | str:
+    """The winner, or why what it chose cannot be laid over the suite."""
+    try:
+        variant(suite, winner.pair, winner.method, winner.overrides)
+    except UserError as error:
+        return printable(error)
+    return winner
 
 
 # the tuned track -----------------------------------------------------------------------------------------------------
@@ -131,17 +171,21 @@ def tuned_jobs(
     Raises:
         UserError: no cell has a winner, or a winner does not fit the suite.
     """
-    found, notes = current(suite, root)
+    found, notes = current(suite, root, warn)
     if not found:
         raise UserError(f"{suite.path}: nothing of it has been tuned: run `kdbench tune {suite.path}` first")
     if notes:
         more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
         warn(f"{notes[0]}{more}: not in this run; `kdbench tune {suite.path}` tunes it")
-    chosen = tuple(suite.file.seeds if seeds is None else seeds)
-    jobs = [
-        tuned_job(suite, winner, fingerprint, seed=seed, epochs=epochs) for seed in chosen for winner in found.values()
-    ]
-    return jobs
+    return jobs_of(suite, found.values(), fingerprint, suite.file.seeds if seeds is None else seeds, epochs)
+
+
+def jobs_of(
+    suite: Suite, found: Iterable[Winner], fingerprint: str | None, seeds: Iterable[int], epochs: int | None = None
+) -> list[Job]:
+    """The winners' jobs, seed by seed."""
+    first = [tuned_job(suite, winner, fingerprint, seed=0, epochs=epochs) for winner in found]
+    return [replace(job, seed=seed, content={**job.content, "seed": seed}) for seed in seeds for job in first]
 
 
 def tuned_job(suite: Suite, winner: Winner, fingerprint: str | None, *, seed: int, epochs: int | None = None) -> Job:

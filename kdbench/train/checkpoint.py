@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.files import set_aside, write_atomically
+from kdbench.files import set_aside, validated, write_atomically
 from kdbench.models import weights
 from kdbench.models.mamba.scan import backend_in_use
 from kdbench.train.state import State
@@ -47,15 +47,15 @@ def load(path: Path, device: torch.device) -> State | None:
     if not path.exists():
         return None
     raw = path.read_bytes()
-    wrong = "its digest does not fit"
+    reason = "its digest does not fit"
     if hashlib.sha256(raw[32:]).digest() == raw[:32]:
         try:
-            return State(**torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True))
-        except (
-            Exception
-        ):  # not its text: torch advises to load without `weights_only`, which runs the file as a program
-            wrong = "it holds no state of a training"
-    raise Damaged(f"{path.name}: damaged checkpoint ({wrong}); set aside as {set_aside(path).name}")
+            return validated(State, torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True))
+        except ValueError as error:
+            reason = str(error)
+        except Exception:  # whatever torch says of a file that is not its own; some of it is advice to trust the file
+            reason = "it holds no state of a training"
+    raise Damaged(f"{path.name}: damaged checkpoint ({reason}); set aside as {set_aside(path).name}")
 
 
 def begin(path: Path, models: Iterable[nn.Module], device: torch.device, warn: Callable[[str], None]) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,24 @@ def split_logits(model: nn.Module, split: Split, data: DataSet, precision: str =
         out = logits(model, pixels)
     model.train(training)
     return out
+
+
+def not_finite(model: nn.Module, said: Mapping[str, Tensor]) -> str:
+    """What of a trained model is no finite number, "its weight conv.weight is not finite"; "" if nothing.
+
+    Args:
+        said: split -> the model's logits (N, C) on it.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            return f"its weight {name} is not finite"
+    for name, value in model.named_buffers():
+        # A mask may hold -inf from the start.
+        if value.is_floating_point() and (value.isnan() | value.isposinf()).any():
+            return f"its buffer {name} is not finite"
+    return next(
+        (f"its {name} logits are not finite" for name, logits_NC in said.items() if not logits_NC.isfinite().all()), ""
+    )
 
 
 def latency_ms(model: torch.nn.Module, x: torch.Tensor, repeats: int = 5) -> float:

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
+from kdbench.files import STRICT, parsed
+
 BEAT = 5.0  # seconds between touches
 STALE = 90.0  # shared folders may show another machine's touch a minute late
 
@@ -28,6 +30,8 @@ STALE = 90.0  # shared folders may show another machine's touch a minute late
 @dataclass(frozen=True)
 class Owner:
     """What a lease says about who holds it."""
+
+    __pydantic_config__ = STRICT
 
     token: str  # of this one acquisition
     machine: str  # digest of host, boot and process namespace: only there does `pid` mean something
@@ -162,8 +166,8 @@ def _unchanged(path: Path, sight: tuple[object, ...]) -> float:
 def _read(path: Path) -> Owner | None:
     """The owner; None where the file is empty or torn: its writer was killed, or is just writing."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        return parsed(Owner, path.read_text(encoding="utf-8"))
+    except ValueError:
         return None
 
 

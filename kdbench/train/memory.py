@@ -68,3 +68,8 @@ def give_back() -> None:
     """Return free pages to the system now: between jobs, so that one job's peak is not counted as the next one's."""
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, a device's or the machine's, was not enough."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from kdbench.data import DataSet
@@ -34,6 +35,8 @@ class Training:
 @dataclass
 class State:
     """Where a training stands; a checkpoint holds exactly this."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # losses that are not finite may be in the curves
 
     stage: int = 0
     epoch: int = 0  # the next one of the stage

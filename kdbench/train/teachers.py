@@ -1,6 +1,7 @@
 """Frozen roles: trained once per content key, or read from a file, or pretrained; shared by every job.
 
-Kept under `runs/teachers/<key>/`: the weights, the logits on validation and test, and a record of scores and cost.
+Kept under `runs/teachers/<key>/`: the weights, the logits on validation and test, and a record of scores and cost,
+under one digest. What does not fit it is set aside and made again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,20 +20,21 @@ from torch import Tensor, nn
 
 from kdbench.batch import Batch, Out
 from kdbench.data import DataSet
-from kdbench.errors import UserError
-from kdbench.files import set_aside, write_atomically
+from kdbench.errors import UserError, printable
+from kdbench.files import STRICT, Amount, Count, parsed, set_aside, write_atomically
 from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Refusal, Stage
 from kdbench.models import size, weights
 from kdbench.models.make import network
 from kdbench.models.taps import profile
+from kdbench.result import Scores
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole
 from kdbench.tasks import classification
 from kdbench.train import checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
-from kdbench.train.state import Progress, Training
+from kdbench.train.state import Diverged, Progress, Training
 
 SUSPICIOUS = 5.0  # percentage points of top-1 on validation above test
 
@@ -41,12 +43,21 @@ SUSPICIOUS = 5.0  # percentage points of top-1 on validation above test
 class Record:
     """What is known about a frozen model; stored beside its weights."""
 
+    __pydantic_config__ = STRICT
+
     key: str
     sha256: str  # of all parameters and buffers
-    scores: dict[str, float]
-    train_seconds: float
-    parameters: int
-    macs: int
+    scores: Scores
+    train_seconds: Amount
+    parameters: Count
+    macs: Count
+    digest: str = ""  # of the file of weights and logits, and of every other field here
+
+    def signed(self, payload: bytes) -> Record:
+        """The record with the digest of itself and of the bytes of its weights and logits."""
+        content = asdict(self) | {"digest": hashlib.sha256(payload).hexdigest()}
+        text = json.dumps(content, sort_keys=True, allow_nan=False)
+        return replace(self, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -112,16 +123,16 @@ def obtain(
     """The frozen model of a role, on the data's device, in eval mode.
 
     Raises:
-        UserError: weights that do not fit the model, pretrained weights that are unavailable, or a model that cannot
-            learn or does not answer logits of the data's classes.
+        UserError: weights that do not fit the model or are not finite, pretrained weights that are unavailable, or a
+            model that cannot learn or does not answer logits of the data's classes.
         kdbench.train.state.Diverged: its training diverged.
     """
     folder = runs / "teachers" / role.key
     model = _initial(role, data)
-    stored = _stored(folder, model)
+    stored = _stored(folder, role.key, model)
     if stored is None:
         with lease.waited(runs / "leases" / role.key, f"teacher {role.model.model}"):  # another run may be training it
-            stored = _stored(folder, model, warn)
+            stored = _stored(folder, role.key, model, warn)
             if stored is None:
                 model, stored = _make(role, data, runs, folder, watch, warn)
     record, logits = stored
@@ -159,6 +170,8 @@ def _make(
         name: evaluate.split_logits(model, split, data, precision)
         for name, split in (("val", data.val), ("test", data.test))
     }
+    if wrong := evaluate.not_finite(model, logits):
+        raise _unusable(role, wrong)
     labels = {"val": data.val.labels, "test": data.test.labels}
     found = {
         f"{name}/{metric}": value
@@ -166,8 +179,16 @@ def _make(
         for metric, value in classification.scores(logits_NC, labels[name]).items()
     }
     record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
-    _keep(folder, model, logits, record)
+    record = _keep(folder, model, logits, record)
+    checkpoint.path_of(runs, role.key).unlink(missing_ok=True)  # not before: a full disk must not cost the training
     return model, (record, logits)
+
+
+def _unusable(role: FrozenRole, wrong: str) -> Exception:
+    if role.recipe is not None:
+        return Diverged(f"after its last epoch {wrong}")
+    source = role.folder / role.model.weights if role.model.weights is not None else "pretrained"
+    return UserError(f"{source}: no teacher ({role.model.model}): {wrong}")
 
 
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
@@ -193,41 +214,57 @@ def _train(
         save=lambda state: checkpoint.save(path, state),
         watch=watch,
     ).train()
-    path.unlink(missing_ok=True)
     return trained.answer, trained.seconds
 
 
-def _keep(folder: Path, model: nn.Module, logits: Mapping[str, Tensor], record: Record) -> None:
-    """The record is written last: a folder without one is unfinished and done again."""
+def _keep(folder: Path, model: nn.Module, logits: Mapping[str, Tensor], record: Record) -> Record:
+    """The record is written last: a folder without one is unfinished and done again. Returns it with its digest."""
     state = {f"model.{name}": value.cpu().contiguous().clone() for name, value in model.state_dict().items()}
     state |= {f"logits.{name}": value.cpu().contiguous() for name, value in logits.items()}
+    payload = save(state)
+    record = record.signed(payload)
     try:
-        write_atomically(folder / "weights.safetensors", save(state))
+        write_atomically(folder / "weights.safetensors", payload)
         write_atomically(folder / "record.json", (json.dumps(asdict(record), indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write the teacher ({error.strerror}); free space or give --runs DIR"
         ) from error
+    return record
+
+
+def read(folder: Path, key: str) -> tuple[Record, dict[str, Tensor]]:
+    """A kept teacher: its record, and its tensors by `model.NAME` and `logits.SPLIT`.
+
+    Raises:
+        ValueError: it does not fit its digest, or is none; the message is a sentence.
+        OSError: it cannot be read.
+    """
+    record = parsed(Record, (folder / "record.json").read_bytes())
+    payload = (folder / "weights.safetensors").read_bytes()
+    if record.key != key or record.signed(payload).digest != record.digest:
+        raise ValueError("weights, logits and record do not fit their digest")
+    try:
+        return record, load(payload)
+    except SafetensorError as error:
+        raise ValueError(printable(error)) from error
 
 
 def _stored(
-    folder: Path, model: nn.Module, warn: Callable[[str], None] | None = None
+    folder: Path, key: str, model: nn.Module, warn: Callable[[str], None] | None = None
 ) -> tuple[Record, dict[str, Tensor]] | None:
-    """A kept teacher, loaded into `model` and checked against its digest.
+    """A kept teacher, loaded into `model`.
 
     A damaged one is set aside with a warning; without `warn`, as long as others may be at work on it, it is let be.
     """
     if not (folder / "record.json").exists():
         return None
     try:
-        record = Record(**json.loads((folder / "record.json").read_text(encoding="utf-8")))
-        tensors = load((folder / "weights.safetensors").read_bytes())
+        record, tensors = read(folder, key)
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        if fingerprint(model) != record.sha256:
-            raise ValueError("its weights do not fit their digest")
-        logits = {k.removeprefix("logits."): v for k, v in tensors.items() if k.startswith("logits.")}
-        return record, {"val": logits["val"], "test": logits["test"]}
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        return record, {"val": tensors["logits.val"], "test": tensors["logits.test"]}
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         if warn is not None:
-            warn(f"{folder.name}: damaged teacher ({error}); set aside as {set_aside(folder).name} and made again")
+            reason = printable(error)
+            warn(f"{folder.name}: damaged teacher ({reason}); set aside as {set_aside(folder).name} and made again")
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,10 @@ from kdbench.train.teachers import Frozen
 
 @dataclass
 class Workbench:
-    """Shared by all jobs of one process. `watch` hears of every epoch, `warn` of damaged files."""
+    """Shared by all jobs of one process. `watch` hears of every epoch, `warn` of damaged files.
+
+    `timed`: whether the latency of deployed answers is measured.
+    """
 
     data: DataSet
     device: torch.device
@@ -41,6 +45,7 @@ class Workbench:
     watch: Callable[[str, Progress], None] = lambda what, progress: None
     warn: Callable[[str], None] = lambda sentence: None
     frozen: dict[str, Frozen] = field(default_factory=dict)
+    timed: bool = True
 
     @classmethod
     def load(cls, job: Job, root: Path, device: torch.device, runs: Path, **callbacks: Any) -> Workbench:
@@ -92,7 +97,6 @@ class Workbench:
         except Refusal as refusal:
             return dataclasses.replace(base, status="skipped", reason=str(refusal))
         except Diverged as error:
-            checkpoint.path_of(self.runs, job.key).unlink(missing_ok=True)
             return dataclasses.replace(base, status="diverged", reason=str(error))
 
     def build(self, job: Job, role: str) -> nn.Module:
@@ -131,8 +135,15 @@ class Workbench:
         precision: str,
         splits: Sequence[str],
     ) -> Result:
-        """Scores and costs of the deployed answer; a final student's weights are kept; the checkpoint is let go."""
+        """Scores and costs of the deployed answer; a final student's weights are kept.
+
+        The checkpoint is not touched: whoever has stored the result lets it go.
+
+        Raises:
+            Diverged: weights, logits or scores are not finite, though every loss was.
+        """
         peak = memory.peak_mb(self.device)
+        final = "test" in splits
         teacher = frozen["teacher"]
         parameters, macs = size.count(trained.answer, self.data.shape)
         chosen = {name: split for name, split in self._splits.items() if name in splits}
@@ -141,10 +152,14 @@ class Workbench:
             name: [evaluate.split_logits(part, split, self.data, precision) for part in trained.parts]
             for name, split in chosen.items()
         }
+        answers = {name: combined(logits, job.plan.combine) for name, logits in said.items()}
         scores: dict[str, float] = {}
-        for name, logits in said.items():
-            found = classification.scores(combined(logits, job.plan.combine), chosen[name].labels, taught[name])
+        for name, logits_NC in answers.items():
+            found = classification.scores(logits_NC, chosen[name].labels, taught[name])
             scores |= {f"{name}/{metric}": value for metric, value in found.items()}
+        wrong = evaluate.not_finite(trained.answer, answers)
+        if wrong or not all(map(math.isfinite, scores.values())):
+            raise Diverged(f"after its last epoch {wrong or 'a score is not finite'}")
         cost = Cost(
             train_seconds=trained.seconds,
             cpu_seconds=trained.cpu_seconds,
@@ -162,10 +177,9 @@ class Workbench:
             epochs=trained.epochs,
             trials=job.trials,
         )
-        if "test" in splits:
+        if final:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
             write_atomically(self.runs / "students" / f"{job.key}.safetensors", safetensors(state))
-        checkpoint.path_of(self.runs, job.key).unlink(missing_ok=True)
         made = base.provenance
         if (backend := scan.backend_in_use(trained.answer)) is not None:
             made = {**made, "scan": backend}
@@ -198,8 +212,16 @@ class Workbench:
         return {"val": self.data.val, "test": self.data.test}
 
     def _latency(self, model: nn.Module, batch: int) -> float:
-        x = torch.zeros(batch, *self.data.shape, device=self.device).contiguous(memory_format=torch.channels_last)
-        return evaluate.latency_ms(model, x)
+        """0 where it is not measured, or the batch does not fit into memory: that is no fault of the training."""
+        if not self.timed:
+            return 0.0
+        try:
+            x = torch.zeros(batch, *self.data.shape, device=self.device).contiguous(memory_format=torch.channels_last)
+            return evaluate.latency_ms(model, x)
+        except (MemoryError, RuntimeError) as error:
+            if not memory.out_of_memory(error):
+                raise
+            return 0.0
 
 
 def on_device(loaded: DataSet, device: torch.device) -> DataSet:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from kdbench.board.text import grid, prose
+from kdbench import files
+from kdbench.board.text import code, grid, prose
 from kdbench.errors import UserError
-from kdbench.files import write_atomically
 from kdbench.suite import winners
 from kdbench.suite.cell import Cell, rises, tune_of
 from kdbench.suite.fields import Tune
@@ -57,9 +57,7 @@ def write(path: Path, url: str, root: Path) -> list[Path]:
     index_page = folder / "README.md"
     pages = {index_page: index(suite, found)} | pages
     try:
-        for file, text in pages.items():
-            if not file.exists() or file.read_text(encoding="utf-8") != text:
-                write_atomically(file, text.encode())
+        files.publish(pages)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the pages ({error.strerror}); give --results DIR") from error
     return list(pages)
@@ -125,7 +123,7 @@ def page(cell: Cell, study: Study, winner: Winner) -> str:
 
 
 def _settings(overrides: Mapping[str, object]) -> str:
-    return ", ".join(f"`{key}={value}`" for key, value in overrides.items()) or "the suite's own"
+    return ", ".join(code(f"{key}={value}") for key, value in overrides.items()) or "the suite's own"
 
 
 def index(suite: Suite, found: Mapping[Cell, Winner]) -> str:

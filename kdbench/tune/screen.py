@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kdbench.errors import shown
+from rich.text import Text
+
+from kdbench.errors import printable
 from kdbench.run.progress import PLAIN_SECONDS
 from kdbench.suite.cell import Cell
 from kdbench.train.state import Progress
@@ -47,12 +49,12 @@ class Screen:
         if counts:
             self.count += 1
             text = f"[{self.count}/{max(self.total, self.count)}] {text}"
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, what: str, progress: Progress) -> None:
         text = f"{what}: epoch {progress.epoch + 1}/{progress.epochs}, {progress.images_per_second:.0f} images/s"
         if self.status:
-            self.status.update(text)
+            self.status.update(Text(printable(text)))
         elif time.monotonic() - self.spoken >= PLAIN_SECONDS:
             self.spoken = time.monotonic()
             self.say(text)
@@ -66,4 +68,4 @@ class Screen:
         self.say(f"{cell.name} trial {slot + 1}/{of}: {said} ({seconds:.1f} s)", counts=True)
 
     def warn(self, sentence: str) -> None:
-        self.say(f"warning: {shown(sentence)}")
+        self.say(f"warning: {sentence}")

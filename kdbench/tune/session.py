@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdbench.errors import printable
 from kdbench.suite import winners
 from kdbench.suite.cell import Cell
 from kdbench.suite.winners import Winner
@@ -74,7 +75,7 @@ def report(tuner: Tuner, found: dict[Cell, Winner | None], order: Order, out: Co
     for cell, winner in found.items():
         if winner is None:
             reason = next((slot.reason for slot in tuner.studies[cell].table.values() if slot.reason), "")
-            out.print(f"{cell.name}: no trial came to a value: {reason}", markup=False, highlight=False)
+            out.print(printable(f"{cell.name}: no trial came to a value: {reason}"), markup=False, highlight=False)
     folder = winners.folder(order.setting.root, tuner.suite.file.name)
     said = f"Winners: {folder}. Next: kdbench run {order.setting.suite} --track tuned"
     out.print(said, markup=False, highlight=False, soft_wrap=True)

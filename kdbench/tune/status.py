@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, printable
 from kdbench.suite.cell import Cell, cell_of, rises, tune_of
 from kdbench.suite.load import Suite, load
 from kdbench.tune.best import complete
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 def table(found: Sequence[dict[str, object]], title: str, out: Console) -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    shown_ = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    shown_ = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in found[0] if found else ():
         left = column in ("pair", "method", "state")
         shown_.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in found:
-        shown_.add_row(*("" if value is None else str(value) for value in row.values()))
+        shown_.add_row(*(Text("" if value is None else printable(value)) for value in row.values()))
     out.print(shown_)
 
 

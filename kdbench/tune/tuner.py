@@ -37,6 +37,7 @@ from kdbench.tune.study import Claim
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+LATENCY = "latency_"  # costs of which 0 means: not measured
 POLL = 2.0  # seconds between looks at trials that others hold
 
 
@@ -68,6 +69,7 @@ class Tuner:
         self.studies = {
             cell: study_of(cell, self.tune, self.storage, self.bench.data.fingerprint) for cell in self.cells
         }
+        self.bench.timed = any(name.startswith(LATENCY) for cell in self.cells for name in cell.objectives)
         self.sizes = Sizes(self.bench.data, self.suite.folder)
         self.target = self.tune.trials
 
@@ -263,9 +265,11 @@ class Pruned(runner.Stopped):
 
 
 def _value(result: Result, name: str) -> float:
+    """A score or a cost; not a number where nobody measured it."""
     if name in result.scores:
         return result.scores[name]
-    return float(getattr(result.cost, name))
+    value = float(getattr(result.cost, name, math.nan))
+    return math.nan if name.startswith(LATENCY) and value == 0 else value
 
 
 def cells_of(opened: Opened) -> list[Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import random
 import re
 
@@ -11,6 +12,7 @@ from board_records import (
     BAD,
     DKD,
     KD,
+    MACHINE,
     NONE,
     PAIR,
     TEACHER,
@@ -23,11 +25,13 @@ from board_records import (
     tuning,
 )
 
+from kdbench.board import publish
 from kdbench.board.page import Summary, index, markdown
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board, Heading, Tuned
 from kdbench.board.statistics import Interval
-from kdbench.board.text import amount, plain, prose, seeds, signed
+from kdbench.board.text import amount, code, plain, prose, seeds, signed
+from kdbench.errors import printable
 from kdbench.suite.fields import Reported
 
 
@@ -299,3 +303,48 @@ def test_a_paper_may_say_nothing_of_the_whole_answer() -> None:
     assert [row[-1] for row in tables(text)[3][2:]] == ["50.00", "", ""]
     assert tables(text)[0][3][-1] == ""
     assert "- Reported, p `steps`: by the number of roles that answer 1: 50.00 (protocol not noted)." in text
+
+
+HOSTILE = "<img src=x onerror=alert(1)> | a\n\n# H [x](javascript:alert(1)) \x1b[31m \u202e `"
+
+
+def test_texts_of_records_are_shown_and_never_obeyed() -> None:
+    from markdown_it import MarkdownIt
+
+    table = {"none": [70.0] * 5, "kd": [71.0] * 4}
+    machine = {**MACHINE, "device_name": HOSTILE, "precision": HOSTILE, "split": HOSTILE, "versions": {"git": HOSTILE}}
+    found = [dataclasses.replace(result, provenance=machine) for result in records("p", table)]
+    found.append(record("p", "kd", 4, 0.0, status="failed", reason=HOSTILE))
+    page = markdown(rank(heading({"p": ["none", "kd"]}), found))
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert page.count("alert(1)") >= 5
+    shown = MarkdownIt("commonmark").enable("table").render(page.partition("\n")[2])
+    assert "<img src=x" not in shown
+    assert 'href="javascript' not in shown
+    assert "<h1>H" not in shown
+    assert shown.count("<h1>") == 1
+
+
+def test_code_spans_hold_backticks_and_pipes() -> None:
+    assert code("a=1") == "`a=1`"
+    assert code("a`b``c|d\n") == "``` a`b``c\\|d ```"
+    assert prose("# heading") == "\\# heading"
+    assert prose("- item") == "\\- item"
+
+
+def test_a_terminal_is_told_nothing_by_a_text() -> None:
+    assert printable("a\x1b[31m\u202e\n b\x00\udcff") == r"a\x1b[31m\u202e b\x00\udcff"
+    assert printable("größer ± 1 → 2") == "größer ± 1 → 2"
+
+
+def test_the_terminals_table_takes_no_markup() -> None:
+    from rich.console import Console
+
+    found = [record("p", "none", 0, 70.0), record("p", "kd", 0, 0.0, status="failed", reason="[red]x[/bad] \x1b[2J")]
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    for table in publish.tables(rank(heading({"p": ["none", "kd"]}, seeds=1), found)):
+        console.print(table)
+    text = console.file.getvalue()
+    assert r"[red]x[/bad] \x1b[2J" in text
+    assert "\x1b[2J" not in text

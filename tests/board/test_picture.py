@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,13 @@ def test_long_pair_names_make_room_for_the_teacher() -> None:
 
 def test_a_board_without_results_is_still_a_picture() -> None:
     ElementTree.fromstring(picture.svg(rank(heading({"p": ["none", "kd"]}), [])))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_neither_formulas_nor_markup() -> None:
+    name = "a$\\frac{1}$ <script> --> \x1b & \ufffe"
+    found = records("p", {"none": [70.0] * 5, "kd": [71.0] * 5})
+    roles = {"p": {"teacher": name, "student": name}}
+    text = picture.svg(rank(heading({"p": ["none", "kd"]}, roles=roles), found))
+    ElementTree.fromstring(text)
+    assert "<script>" not in re.sub("<!--.*?-->", "", text, flags=re.DOTALL)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from board_records import TEACHER, ladder, record
 
+from kdbench import files
 from kdbench.board import tracks
 from kdbench.board.page import Summary
 from kdbench.board.publish import board_of, current, current_tuned, publish, tables
@@ -45,7 +46,7 @@ def suite(folder: Path, text: str = SUITE) -> Suite:
 
 
 def finished(job: Job, top1: float, **changes: Any) -> Result:
-    content = json.loads(json.dumps({**job.content, "data": {**job.content["data"], "fingerprint": "f00d"}}))
+    content = json.loads(json.dumps(job.content).replace('"fingerprint": null', '"fingerprint": "f00d"'))
     cost = dataclasses.replace(record("p", "x", 0, 0.0).cost, trials=job.trials)  # type: ignore[type-var]
     values = {"suite": job.suite, "track": job.track, "job": content, "key": digest(content), "cost": cost}
     return record(job.pair, job.label, job.seed, top1 + (0.0, 0.5, -0.3)[job.seed], **{**values, **changes})
@@ -171,12 +172,21 @@ def test_a_suite_without_winners_has_one_track(tmp_path: Path) -> None:
     assert not (tmp_path / "little.tuned.svg").exists()
 
 
-def test_a_damaged_winner_is_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"value": NaN}', "overrides"])
+def test_a_damaged_winner_is_named_and_the_others_stay(tmp_path: Path, text: str) -> None:
     little = suite(tmp_path)
-    store = tuned(little, tmp_path)
-    winners.path_of(tmp_path, "little", "p", "kd").write_text("{")
-    with pytest.raises(UserError, match=r"kd\.json: damaged"):
-        board_of(little, store)
+    store, said = tuned(little, tmp_path), []
+    path = winners.path_of(tmp_path, "little", "p", "kd")
+    if text == "overrides":
+        text = json.dumps(json.loads(path.read_text()) | {"overrides": {"no_such_knob": 1}})
+    path.write_text(text)
+    store.warn = said.append
+    second = part(board_of(little, store))
+    assert [r.label for r in second.board.tables[0].rows] == ["kd-hot", "none"]
+    assert second.notes == ("p/kd has a damaged file of its winner",)
+    (sentence,) = said
+    assert sentence.startswith(f"{path}: damaged (")
+    assert path.read_text() == text
 
 
 def test_unequal_budgets_raise_the_alarm_but_exhausted_spaces_do_not(tmp_path: Path) -> None:
@@ -245,7 +255,7 @@ def test_another_version_of_the_data_and_another_teacher(tmp_path: Path) -> None
     store = tuned(little, tmp_path)
     strange = [finished(job, 99.0) for job in expand(little, seeds=[0])]
     for result in strange:
-        content = {**result.job, "data": {**result.job["data"], "fingerprint": "beef"}}
+        content = json.loads(json.dumps(result.job).replace('"f00d"', '"beef"'))
         store.write(dataclasses.replace(result, job=content, key=digest(content)))
     assert row(board_of(little, store), "kd").seeds[0] == 72.0
     for key, result in list(store.results.items()):
@@ -253,3 +263,50 @@ def test_another_version_of_the_data_and_another_teacher(tmp_path: Path) -> None
             other = dataclasses.replace(TEACHER, sha256="cd" * 32)
             store.results[key] = dataclasses.replace(result, teacher=other)
     assert [w.label for w in tracks.worth(board_of(little, store), part(board_of(little, store)).board)] == []
+
+
+def test_matching_costs_no_more_than_a_key_for_each_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    little = suite(tmp_path)
+    store = tuned(little, tmp_path)
+    counted: list[object] = []
+    monkeypatch.setattr("kdbench.suite.job.digest", lambda content: counted.append(content) or digest(content))
+    found = tracks.published(little, store)
+    wanted = expand(little)
+    assert len(found) == len(wanted) < len(store.results)
+    assert len(counted) == len(wanted)  # and not one for each pair of job and record
+
+
+@pytest.mark.parametrize("name", ["README.md", "little.md", "little.svg", "little.tuned.svg"])
+def test_a_strangers_file_is_not_replaced_and_nothing_else_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "suite").mkdir()
+    little = suite(tmp_path / "suite")
+    store = tuned(little, tmp_path)
+    (tmp_path / name).write_text("mine\n")
+    with pytest.raises(UserError, match=rf"{name}: is no file of kdbench's .*--results"):
+        publish(board_of(little, store), tmp_path)
+    assert (tmp_path / name).read_text() == "mine\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+
+
+def test_no_two_boards_share_a_page_or_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "suite").mkdir()
+    little = suite(tmp_path / "suite")
+    store = tuned(little, tmp_path)
+    board = board_of(little, store)
+    publish(board, tmp_path)
+    before = (tmp_path / "little.md").read_text()
+    other = dataclasses.replace(board, heading=dataclasses.replace(board.heading, suite="little.tuned"), tuned=None)
+    with pytest.raises(UserError, match=r"little\.tuned\.svg: belongs to the board little\.md"):
+        publish(other, tmp_path)
+    (tmp_path / "Little.md").write_text(before)  # what a file system without case shows of it
+    other = dataclasses.replace(board, heading=dataclasses.replace(board.heading, suite="Little"), tuned=None)
+    with pytest.raises(UserError, match="is the board of the suite 'little'"):
+        publish(other, tmp_path)
+    assert (tmp_path / "little.md").read_text() == before
+
+
+def test_every_committed_page_and_picture_counts_as_generated() -> None:
+    root = Path(__file__).parent.parent / "leaderboard"
+    pages = [path for path in root.rglob("*") if path.suffix in (".md", ".svg")]
+    assert pages
+    assert [path for path in pages if not files._generated(path.read_bytes())] == []

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from training import LITTLE, assert_same
 
-from kdbench.run.runner import Listener, failed, run
+from kdbench.errors import UserError
+from kdbench.run.runner import Listener, Summary, failed, run
 from kdbench.run.store import Store
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
+from kdbench.train import evaluate
 from kdbench.train.workbench import Workbench
 
 SUITE = LITTLE.replace("  kd:\n", "  kd:\n  fitnet:\n")
 
 METHOD = """
 from dataclasses import dataclass
+from torch import nn
 from kdbench.method import Method, Plan, Refusal, Stage, knob
+
+class Mute(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) * float("nan")
 
 @dataclass(frozen=True)
 class Odd(Method):
-    kind: str = knob("raise", choices=["raise", "refuse", "nan", "touch"])
+    kind: str = knob("raise", choices=["raise", "refuse", "nan", "touch", "mute"])
 
     def plan(self, roles):
         return Plan((Stage({"student": ("teacher",)}),))
@@ -34,7 +48,10 @@ class Odd(Method):
             raise ZeroDivisionError("on purpose")
         if self.kind == "refuse":
             raise Refusal("odd wants even classes")
-        return {"odd": learner.rows.sum() * float("nan")}
+        return {"odd": learner.rows.sum() * float("nan" if self.kind == "nan" else 0)}
+
+    def deploy(self, learner, heads):
+        return Mute(learner) if self.kind == "mute" else learner
 """
 
 
@@ -110,6 +127,51 @@ def test_one_teacher_for_all_trained_once(desk: Desk) -> None:
     assert watched.count("teacher cnn") == 3
 
 
+def negated(folder: Path) -> None:
+    """Logits that were never said, under weights that are whole."""
+    path = folder / "weights.safetensors"
+    tensors = load_file(path)
+    save_file({k: -v if k.startswith("logits.") else v for k, v in tensors.items()}, path)
+
+
+def edited(**fields: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "record.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        negated,
+        edited(scores={"val/top1": 99.9, "test/top1": 99.9}),
+        edited(train_seconds=0.0),
+        edited(macs=1),
+        edited(key="0" * 12),
+        edited(digest=""),
+        edited(scores=[]),
+        lambda folder: (folder / "record.json").write_text("[" * 100_000),
+    ],
+)
+def test_what_is_read_back_of_a_teacher_is_under_one_digest(desk: Desk, spoil: Callable[[Path], object]) -> None:
+    jobs, bench, _ = desk.open()
+    role = jobs[0].frozen["teacher"]
+    first = bench.teacher(role)
+    folder = desk.folder / "runs" / "teachers" / role.key
+    spoil(folder)
+    again = desk.open()[1].teacher(role)
+    assert any("damaged teacher" in sentence and sentence.isprintable() for sentence in desk.warned)
+    assert folder.with_name(f"{role.key}.damaged").is_dir()
+    assert again.record.sha256 == first.record.sha256
+    assert again.record.scores == first.record.scores
+    assert torch.equal(again.val_NC, first.val_NC)
+    desk.warned.clear()
+    assert desk.open()[1].teacher(role).record == again.record
+    assert not desk.warned
+
+
 @pytest.mark.parametrize("victim", ["weights.safetensors", "record.json"])
 def test_a_damaged_teacher_is_named_set_aside_and_made_again(desk: Desk, victim: str) -> None:
     first = desk.run()
@@ -134,6 +196,7 @@ def odd(kind: str) -> str:
         ("raise", "failed", "ZeroDivisionError: on purpose"),
         ("refuse", "skipped", "odd wants even classes"),
         ("nan", "diverged", "not finite in epoch 1 of 2"),
+        ("mute", "diverged", "after its last epoch its val logits are not finite"),
     ],
 )
 def test_trouble_in_one_job_is_a_result_and_the_others_go_on(desk: Desk, kind: str, status: str, reason: str) -> None:
@@ -197,8 +260,6 @@ def test_a_stopped_job_continues_from_its_checkpoint_with_the_same_numbers(desk:
 
 
 def test_students_are_kept_and_reload(desk: Desk) -> None:
-    from safetensors.torch import load_file
-
     result = desk.run().results[0]
     jobs, bench, _ = desk.open()
     model = bench.build(jobs[0], "student")
@@ -215,11 +276,88 @@ def test_same_content_under_two_labels_is_trained_once(desk: Desk) -> None:
     assert dataclasses.replace(by_label["twin", 0], method="kd") == by_label["kd", 0]
 
 
-def test_results_that_cannot_be_written_stop_the_run_with_a_sentence(desk: Desk) -> None:
-    from kdbench.errors import UserError
+# A step a epoch, the last of which goes to infinity; no loss is measured after it.
+LAST_STEP = """
+name: little
+data: {name: digits}
+recipe: {epochs: 1, batch_size: 2000, optimizer: {name: sgd, lr: 1e20}, schedule: {name: constant}}
+pairs:
+  p:
+    teacher: {model: cnn, options: {widths: [8, 16, 16]}, train: {optimizer: {lr: 0.05}}}
+    student: {model: cnn, options: {widths: [4, 8, 8]}}
+methods: {none: , kd: }
+seeds: [0]
+"""
 
+
+def test_a_divergence_in_the_last_step_is_one(desk: Desk) -> None:
+    desk.write(LAST_STEP)
+    summary = desk.run()
+    assert [r.status for r in summary.results] == ["diverged"] * 2
+    assert all("not finite" in r.reason and not r.scores for r in summary.results)
+    assert not list((desk.folder / "runs" / "students").glob("*"))
+
+
+def test_a_teacher_that_is_not_finite_is_a_sentence(desk: Desk) -> None:
+    desk.write(LAST_STEP.replace(", train: {optimizer: {lr: 0.05}}", ""))
+    summary = desk.run()
+    assert {r.status for r in summary.results} == {"failed"}
+    assert all("its teacher cnn failed" in r.reason and "not finite" in r.reason for r in summary.results)
+
+    desk.write(SUITE)
+    jobs, bench, _ = desk.open()
+    state = bench.teacher(jobs[0].frozen["teacher"]).model.state_dict()
+    name = next(iter(state))
+    torch.save(state | {name: state[name] * float("nan")}, desk.folder / "teacher.pt")
+    desk.write(SUITE.replace("train: {epochs: 3}", "weights: teacher.pt"))
+    with pytest.raises(UserError, match=rf"teacher\.pt: no teacher .*{name} is not finite"):
+        desk.run()
+
+
+def full(path: Path, payload: bytes, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def watched(desk: Desk) -> tuple[list[str], Summary]:
+    jobs, bench, store = desk.open()
+    epochs: list[str] = []
+    bench.watch = lambda what, progress: epochs.append(what)
+    return epochs, run(jobs, bench, store)
+
+
+@pytest.mark.parametrize("module", ["store", "teachers"])
+def test_a_full_disk_costs_no_training(desk: Desk, tmp_path_factory, monkeypatch, module: str) -> None:
+    desk.write(LITTLE.replace("seeds: [0, 1]", "seeds: [0]"))
+    other = Desk(tmp_path_factory.mktemp("undisturbed"), desk.path.read_text())
+    undisturbed = other.run().results
+    with monkeypatch.context() as patched:
+        patched.setattr(f"kdbench.{module}.write_atomically", full)
+        with pytest.raises(UserError, match="No space left"):
+            desk.run()
+    kept = list((desk.folder / "runs" / "checkpoints").glob("*.pt"))
+    assert len(kept) == 1
+    epochs, summary = watched(desk)
+    none = ["p/none seed 0"] * 2
+    assert epochs == [*(none if module == "teachers" else []), *["p/kd seed 0"] * 2]
+    assert [(r.scores, r.curves) for r in summary.results] == [(r.scores, r.curves) for r in undisturbed]
+    assert not list((desk.folder / "runs" / "checkpoints").glob("*"))
+
+
+def test_a_batch_that_does_not_fit_is_timed_as_unknown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(model: torch.nn.Module, x: torch.Tensor) -> float:
+        if len(x) == 256:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.5
+
+    monkeypatch.setattr(evaluate, "latency_ms", measured)
+    summary = desk.run()
+    assert {r.status for r in summary.results} == {"ok"}
+    assert {(r.cost.latency_ms_batch1, r.cost.latency_ms_batch256) for r in summary.results} == {(1.5, 0.0)}
+
+
+def test_results_that_cannot_be_written_stop_the_run_with_a_sentence(desk: Desk) -> None:
     (desk.folder / "board").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write results"):
+    with pytest.raises(UserError, match="cannot read results"):
         desk.run()
 
 

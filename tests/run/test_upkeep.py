@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pytest
 from commands import kdbench
 
+from kdbench.board import publish
 from kdbench.errors import UserError
-from kdbench.result import Result
+from kdbench.result import Cost, Result
 from kdbench.run import upkeep
 from kdbench.run.log import Log, path_of
 from kdbench.run.opened import Opened, Setting
@@ -91,6 +94,33 @@ def test_retry_does_troubled_jobs_only_and_replaces_final_ones(opened: Opened, s
     }
     again = kdbench(folder, "retry", "s.yaml")
     assert (again.returncode, again.stdout.strip()) == (0, "nothing to retry: no job failed, diverged or was skipped")
+
+
+def test_board_and_status_name_spoilt_records_and_go_on(opened: Opened, setting: Setting, tmp_path: Path) -> None:
+    cost = Cost(1.0, 2.0, 300.0, 80.0, 10, 4, 6, 7, 8, 9, 0.1, 0.2, 3)
+    paths = [opened.store.write(ok(opened, n, scores={"test/top1": 60.0 + n}, cost=cost)) for n in range(4)]
+    whole = [json.loads(path.read_text()) for path in paths]
+    for number, value in enumerate((-1, 150, 1e308, True, "93", None, [], math.nan, math.inf, "deep")):
+        spoilt = json.dumps(whole[0] | {"scores": {"test/top1": value}}) if value != "deep" else "[" * 100_000
+        paths[0].write_text(spoilt)
+        if number in (4, 9):  # the command line once or twice; all of them as functions
+            for command in ("board", "status"):
+                done = kdbench(tmp_path, command, "s.yaml")
+                assert done.returncode == 0, done.stderr
+                assert "Traceback" not in done.stderr
+                (line,) = done.stderr.splitlines()
+                assert paths[0].name in line
+        said: list[str] = []
+        store = Store(setting.root, "little", said.append)
+        assert len(said) == 1
+        assert upkeep.status(opened.suite, store, setting.runs)[1] == "little: 4 jobs: 3 done, 1 waiting"
+        assert publish.board_of(opened.suite, store).finished == 3
+        assert paths[0].read_text() == spoilt  # left where it is
+    reason = {"status": "failed", "reason": "<img src=x onerror=alert(1)> | a\n\n# H \x1b[31m"}
+    paths[0].write_text(json.dumps(whole[0] | reason))
+    done = kdbench(tmp_path, "status", "s.yaml")
+    assert "\x1b" not in done.stdout
+    assert "<img src=x" in done.stdout
 
 
 # merge ---------------------------------------------------------------------------------------------------------------

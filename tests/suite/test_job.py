@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.suite.fields import Recipe, Schedule
-from kdbench.suite.job import digest, expand, matches, shortened
+from kdbench.suite.job import digest, expand, shortened
 from kdbench.suite.load import load
 
 SUITE = """
@@ -77,12 +77,11 @@ def test_what_matters_changes_exactly_the_keys_it_touches(tmp_path: Path, old: s
     assert different == (changed if changed is not None else {cell[:2] for cell in before})
 
 
-def test_the_data_fingerprint_is_content_but_boards_do_without(tmp_path: Path) -> None:
-    known, other, unknown = (jobs(tmp_path, fingerprint=f) for f in ("f", "g", None))
+def test_the_data_fingerprint_is_content(tmp_path: Path) -> None:
+    known, other, again = (jobs(tmp_path, fingerprint=f) for f in ("f", "g", "f"))
     for cell, job in known.items():
         assert job.key != other[cell].key
-        assert matches(unknown[cell], job.content)
-        assert not any(matches(unknown[c], job.content) for c in known if c != cell)
+        assert job.key == again[cell].key
 
 
 def test_keys_hold_no_paths_and_do_not_depend_on_the_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (the sentences under test are quoted whole)
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -839,3 +840,30 @@ def test_stored_logits_need_images_that_stay_as_they_are(folder: Path, recipe: s
 def test_a_teacher_may_be_augmented_where_its_logits_are_stored(folder: Path) -> None:
     text = swap("{epochs: 4}", "{epochs: 4, teacher_logits: stored}")
     assert of(text.replace("teacher: big", "teacher: {model: big, train: {augment: {crop: 2}}}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "label", "where"),
+    [
+        ("README", "p", "kd", "name"),
+        ("ReadMe", "p", "kd", "name"),
+        ("s.tuned", "p", "kd", "name"),
+        ("s.p.anytime", "p", "kd", "name"),
+        ("s", "p.tuned", "kd", "pairs.p.tuned"),
+        ("s", "README.md", "kd", "pairs.README.md"),
+        ("s", "P0", "kd", "pairs.P0"),
+        ("s", "p", "expected-best", "methods.expected-best"),
+        ("s", "p", "NONE", "methods.NONE"),
+    ],
+)
+def test_no_name_is_that_of_another_file(tmp_path: Path, name: str, pair: str, label: str, where: str) -> None:
+    path = tmp_path / "s.yaml"
+    roles = "{teacher: cnn, student: cnn}"
+    path.write_text(
+        f"name: {name}\ndata: {{name: digits}}\nrecipe: {{epochs: 1, batch_size: 64, optimizer: {{lr: 0.1}}}}\n"
+        f"pairs:\n  p0: {roles}\n  {pair}: {roles}\nmethods:\n  none:\n  {label}: {{method: kd}}\nseeds: [0]\n"
+    )
+    with pytest.raises(UserError) as raised:
+        load(path)
+    (sentence,) = str(raised.value).splitlines()
+    assert re.match(rf".*s\.yaml:\d+:\d+: {re.escape(where)}:? ", sentence), sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,18 @@ def test_a_file_reads_back_and_equal_content_leaves_it_alone(tmp_path: Path) -> 
 
 def test_a_damaged_file_or_a_folder_in_the_way_is_a_sentence(tmp_path: Path) -> None:
     path = write(winner(), tmp_path)
-    for text in ("{", "[]", '{"suite": "s"}', '{"bogus": 1}'):
+    good = json.loads(path.read_text())
+    wrong = {"trials": "3", "value": math.nan, "seeds": ["x"], "expected_best": [], "overrides": {"a": math.inf}}
+    spoilt = [json.dumps(good | {name: value}) for name, value in {**wrong, "pair": "q", "bogus": 1}.items()]
+    for text in ("{", "[]", '{"suite": "s"}', "[" * 100_000, *spoilt):
         path.write_text(text)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match="damaged") as raised:
             read(tmp_path, "s", "p", "kd")
+        assert len(str(raised.value).splitlines()) == 1
+    path.write_bytes(b"\xff\xfe")
+    write(winner(), tmp_path)
+    assert read(tmp_path, "s", "p", "kd") == winner()
+    assert path.with_name("kd.json.damaged").read_bytes() == b"\xff\xfe"
     (tmp_path / "x").write_text("in the way")
     with pytest.raises(UserError, match="cannot write what was tuned"):
         write(winner(), tmp_path / "x")

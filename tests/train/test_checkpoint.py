@@ -106,3 +106,29 @@ def test_a_checkpoint_of_a_training_is_as_large_as_its_tensors(tmp_path: Path) -
         for pixels in split.images:
             assert pixels.numpy().tobytes() not in content
             assert ((pixels / 255 - loaded.mean[0]) / loaded.std[0]).numpy().tobytes() not in content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no archive", "holds no state"),
+        ({"epoch": "three"}, "epoch"),
+        ({"curves": {"val/top1": "x"}}, "curves"),
+        ({"bogus": 1}, "bogus"),
+    ],
+)
+def test_what_holds_no_state_is_set_aside_though_its_digest_fits(tmp_path: Path, content, reason: str) -> None:
+    path, said, buffer = checkpoint.path_of(tmp_path, "k"), [], io.BytesIO()
+    if isinstance(content, bytes):
+        buffer.write(content)
+    else:
+        torch.save(content, buffer)
+    payload = buffer.getvalue()
+    path.parent.mkdir()
+    path.write_bytes(hashlib.sha256(payload).digest() + payload)
+    assert checkpoint.resume(path, CPU, said.append) is None
+    (sentence,) = said
+    assert reason in sentence
+    assert "weights_only" not in sentence
+    assert sentence.isprintable()
+    assert not path.exists()

@@ -166,3 +166,18 @@ def test_waiting_ends_when_the_owner_lets_go(path: Path) -> None:
     threading.Timer(0.05, first.release).start()
     with waited(path, poll=0.01) as second:
         assert holder(path) == second.owner
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"token": 1}', "[]", "null", '{"pid": "../../etc"}'])
+def test_a_lease_that_holds_no_owner_is_like_a_torn_one(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert holder(path) is None
+    assert Lease.acquire(path) is None  # until it has been silent for long enough
+
+
+def test_an_owner_of_the_wrong_types_is_none(path: Path) -> None:
+    with Lease.acquire(path):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"pid": "1/../1"}))
+        assert holder(path) is None

@@ -206,6 +206,14 @@ def test_conditions_hold_in_every_trial(tmp_path) -> None:
         assert ("temperature" in one) == (one["ce_weight"] == 0.5)
 
 
+@pytest.mark.parametrize(("objectives", "timed"), [("val/top1, macs", False), ("val/top1, latency_ms_batch1", True)])
+def test_latency_is_measured_where_it_is_searched_for(tmp_path, objectives: str, timed: bool) -> None:
+    desk = Desk(tmp_path, with_tune(f"trials: 1, objectives: [{objectives}]"))
+    records = desk.tune().records.results.values()
+    assert {record.status for record in records} == {"ok"}
+    assert {record.cost.latency_ms_batch256 > 0 for record in records} == {timed}
+
+
 def test_several_objectives_give_a_pareto_set(tmp_path) -> None:
     text = "trials: 4, objectives: [val/top1, macs], space: {student.options.widths: [[4, 8, 8], [2, 2, 2], [8, 8, 8]]}"
     desk = Desk(tmp_path / "d", with_tune(text))
