@@ -14,7 +14,7 @@ PACKAGE = Path(kdbench.__file__).parent
 # Lower lines may import higher ones; a module may import its own line.
 LAYERS = (
     ("__init__", "errors", "lazy", "files", "statistics"),
-    ("batch", "method", "spec", "result", "card", "streams", "allocator", "lease", "joblog", "processes"),
+    ("batch", "method", "pairing", "spec", "result", "card", "streams", "allocator", "lease", "joblog", "processes"),
     (
         "losses",
         "recipe",
@@ -57,7 +57,8 @@ LAYERS = (
     ("winners", "storages"),
     ("study",),
     ("studies",),
-    ("store", "teachers", "cells"),
+    ("store", "teachers", "cells", "palette"),
+    ("picture_cost",),
     ("render", "render_pair", "render_anytime", "render_tuned", "picture", "picture_anytime", "workbench"),
     ("runner", "listing", "progress", "estimate", "ladder", "setting", "deployed"),
     ("worker",),

@@ -30,11 +30,14 @@ def heading(suite: Suite) -> Heading:
         },
         cells=suite.cells,
         seeds=tuple(file.seeds),
+        floor=file.floor,
+        reference=file.reference,
         reported={(name, label): claim for name, pair in file.pairs.items() for label, claim in pair.reported.items()},
         roles={
             name: {role: _model(model.model, model.options) for role, model in pair.roles.items()}
             for name, pair in file.pairs.items()
         },
+        unpaired=_unpaired(suite),
         notes={name: pair.note for name, pair in file.pairs.items() if pair.note},
     )
 

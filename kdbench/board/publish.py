@@ -13,9 +13,10 @@ from kdbench.board import page, tracks
 from kdbench.board.heading import heading
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board
-from kdbench.board.text import plain, signed
+from kdbench.board.text import gain, plain
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
+from kdbench.pairing import pairing
 from kdbench.result import Result
 from kdbench.run.store import Store
 from kdbench.suite import winners
@@ -41,6 +42,15 @@ def current_tuned(suite: Suite, store: Store) -> list[Result]:
 def _root(store: Store) -> Path:
     """The folder of the boards, from that of a suite's records."""
     return store.folder.parent.parent
+
+
+def _unpaired(suite: Suite) -> dict[str, str]:
+    """Label -> what it does not share with the other methods, on any of its pairs."""
+    found: dict[str, str] = {}
+    for pair, label in suite.cells:
+        if words := pairing(suite.methods[label], tuple(suite.file.pairs[pair].roles)).words:
+            found.setdefault(label, words)
+    return found
 
 
 def board_of(suite: Suite, store: Store) -> Board:
@@ -96,20 +106,23 @@ def _summaries(root: Path) -> list[page.Summary]:
 
 def tables(board: Board) -> list[Table]:
     """The board for a terminal: one table for each pair, those of the tuned track last."""
+    from rich.markup import escape
     from rich.table import Table
 
     shown = []
+    heading = board.heading
     parts = [(pair, "") for pair in board.tables]
     parts += [(pair, ", tuned track") for pair in (board.tuned.board.tables if board.tuned else ())]
     for pair, track in parts:
         teacher = f", teacher {pair.teacher.top1:.2f}%" if pair.teacher and pair.teacher.top1 is not None else ""
         title = f"{pair.pair}{track}{teacher}"
         table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for column in ("method", "n", "test top-1 %", "gain over none", "over kd", ""):
+        table.caption, table.caption_justify = "\n".join(escape(f"{text}.") for text in pair.told) or None, "left"
+        for column in ("method", "n", "test top-1 %", f"gain over {heading.floor}", f"over {heading.reference}", ""):
             table.add_column(column, justify="left" if column in ("method", "") else "right")
         for row in pair.rows:
             trouble = "; ".join(text for _, text in row.troubles)
-            note = row.claim if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
-            table.add_row(row.label, str(row.n), plain(row.top1), signed(row.gain), signed(row.over_kd), note)
+            note = heading.claimed(row) if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
+            table.add_row(row.label, str(row.n), plain(row.top1), gain(row.gain, row.n), gain(row.over_kd, row.n), note)
         shown.append(table)
     return shown

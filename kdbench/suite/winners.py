@@ -14,9 +14,10 @@ from typing import Any
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.method import Method, Wrapper, knobs
-from kdbench.suite.cell import cell_of
+from kdbench.suite.cell import cell_of, rises
 from kdbench.suite.job import Job, variant
 from kdbench.suite.load import Suite
+from kdbench.tune.winner import expected_best
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Winner:
     value: float
     values: list[float]  # of the trials that have one, by number
     default_value: float | None  # of the first trial, the suite's own configuration; None where it has none
-    expected_best: list[float]  # of n trials, n = 1...
     epochs: int
     seeds: list[int]
     sampler: str
     objectives: list[str]
     pareto: list[dict[str, Any]] | None = None  # {"overrides", "values"} where there are several objectives
+
+    @property
+    def expected_best(self) -> list[float]:
+        """Of n of the trials, n = 1, 2, ..."""
+        return expected_best(self.values, rising=rises(self.metric))
 
     def to_json(self) -> str:
         content = asdict(self)
@@ -55,10 +60,11 @@ class Winner:
         """Raises ValueError: not such a file."""
         try:
             raw = json.loads(text)
+            raw.pop("expected_best", None)  # stored by earlier versions, from another formula: it follows from `values`
             if extra := set(raw) - {f.name for f in fields(cls)}:
                 raise ValueError(f"unknown fields {sorted(extra)}")
             return cls(**raw)
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(str(error)) from error
 
 

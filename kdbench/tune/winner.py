@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -56,7 +57,6 @@ def winner_of(suite: Suite, cell: Cell, study: Study, tune: Tune) -> Winner | No
         value=values[best],
         values=values,
         default_value=first.trial.values[0] if first and first.verdict == "ok" and first.trial.values else None,
-        expected_best=[round(value, 6) for value in winners.expected_best(values, rising=rising[0])],
         epochs=cell.epochs,
         seeds=list(tune.seeds),
         sampler=cell.sampler,
@@ -76,16 +76,16 @@ def effective(cell: Cell, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def expected_best(values: Sequence[float], *, rising: bool = True) -> list[float]:
-    """Expected best of n trials drawn with replacement from N measured ones, for n = 1..N.
+    """Expected best of n of the N measured trials, drawn without replacement, for n = 1..N.
 
-    sum_i V_i [(i/N)^n - ((i-1)/N)^n] over sorted V_1 <= ... <= V_N (Dodge et al., "Show your work", EMNLP 2019, eq. 5);
-    of a falling metric the expected lowest.
+    sum_i V_i C(i-1, n-1) / C(N, n) over sorted V_1 <= ... <= V_N: the unbiased estimator of Tang et al., "Showing your
+    work doesn't always work", ACL 2020, eq. 7. (Dodge et al., "Show your work", EMNLP 2019, draw with replacement,
+    which is below the best value even at n = N.) Of a falling metric the expected lowest.
     """
     count = len(values)
     worst_first = sorted(values, reverse=not rising)
     return [
-        sum(value * ((i / count) ** n - ((i - 1) / count) ** n) for i, value in enumerate(worst_first, start=1))
-        for n in range(1, count + 1)
+        sum(value * comb(i, n - 1) for i, value in enumerate(worst_first)) / comb(count, n) for n in range(1, count + 1)
     ]
 
 
