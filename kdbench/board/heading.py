@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench import births
 from kdbench.board.rows import Heading
+from kdbench.pairing import pairing
 from kdbench.suite.fields import Recipe
 from kdbench.suite.job import method_content
 from kdbench.suite.load import Suite
@@ -31,11 +32,14 @@ def heading(suite: Suite) -> Heading:
         },
         cells=suite.cells,
         seeds=tuple(file.seeds),
+        floor=file.floor,
+        reference=file.reference,
         reported={(name, label): claim for name, pair in file.pairs.items() for label, claim in pair.reported.items()},
         roles={
             name: {role: _model(model.model, model.options) for role, model in pair.roles.items()}
             for name, pair in file.pairs.items()
         },
+        unpaired=_unpaired(suite),
         notes={name: pair.note for name, pair in file.pairs.items() if pair.note},
     )
 
@@ -56,3 +60,12 @@ def describe(content: dict[str, Any]) -> str:
 
 def _model(name: str, options: dict[str, Any]) -> str:
     return f"{Path(name).name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else Path(name).name
+
+
+def _unpaired(suite: Suite) -> dict[str, str]:
+    """Label -> what it does not share with the other methods, on any of its pairs."""
+    found: dict[str, str] = {}
+    for pair, label in suite.cells:
+        if words := pairing(suite.methods[label], tuple(suite.file.pairs[pair].roles)).words:
+            found.setdefault(label, words)
+    return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from kdbench.board.page_pair import overall, pair
 from kdbench.board.page_tuned import tuned_part
-from kdbench.board.rows import FLOOR, REFERENCE, Board, Reported, TeacherRow
+from kdbench.board.rows import Board, Heading, Reported, TeacherRow
 from kdbench.board.text import code, count, grid, options, prose, seeds, signed
 
 _OPEN = "<!-- kdbench board, generated: edit nothing here. "
@@ -41,6 +41,7 @@ class Summary:
     expected: int
     best: tuple[str, ...]  # "pair: method +1.20 ± 0.30 over none"
     tuned: TunedSummary | None = None
+    alarms: tuple[str, ...] = ()  # "pair: The teacher (89.00) is below the floor none (90.00)", of both tracks
 
     @classmethod
     def of(cls, board: Board) -> Summary:
@@ -49,7 +50,8 @@ class Summary:
         counts = (len(heading.pairs), methods, len(heading.seeds), board.finished, board.expected)
         name = str(heading.data.get("name", ""))
         tuned = _tuned_summary(board.tuned.board) if board.tuned else None
-        return cls(heading.suite, heading.description, name, *counts, _leaders(board), tuned)
+        told = [*_alarms(board), *(_alarms(board.tuned.board, " tuned") if board.tuned else ())]
+        return cls(heading.suite, heading.description, name, *counts, _leaders(board), tuned, tuple(told))
 
     @classmethod
     def read(cls, markdown: str) -> Summary | None:
@@ -61,27 +63,34 @@ class Summary:
             raw = json.loads(line[len(_OPEN) : -len(_CLOSE)])
             if tuned := raw.pop("tuned", None):
                 tuned = TunedSummary(**{**tuned, "best": tuple(tuned["best"]), "trials": tuple(tuned["trials"])})
-            return cls(**{**raw, "best": tuple(raw["best"]), "tuned": tuned})
+            return cls(**{**raw, "best": tuple(raw["best"]), "alarms": tuple(raw.get("alarms", ())), "tuned": tuned})
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
     @property
     def line(self) -> str:
         values = asdict(self)
-        if self.tuned is None:
-            del values["tuned"]
+        for name in ("tuned", "alarms"):
+            if not values[name]:
+                del values[name]
         return _OPEN + json.dumps(values, sort_keys=True).replace("-->", "--\\u003e") + _CLOSE
 
 
 def _leaders(board: Board) -> tuple[str, ...]:
-    """The first row of every pair that has ranked ones."""
+    """The first row of every pair that has ranked ones and waits for none."""
     best = []
     for table in board.tables:
-        leader = next((row for row in table.rows if row.ranked), None)
-        if leader:
-            gain = f" {signed(leader.gain)} over {FLOOR}" if leader.gain else ""
+        if leader := table.leader:
+            gain = f" {signed(leader.gain)} over {board.heading.floor}" if leader.gain else ""
             best.append(f"{table.pair}: {leader.label}{gain}")
     return tuple(best)
+
+
+def _alarms(board: Board, track: str = "") -> Iterator[str]:
+    """What the index must say beside a pair's first row."""
+    for table in board.tables:
+        costly = [f"{row.label} {row.costlier}, unranked" for row in table.rows if row.costlier]
+        yield from (f"{table.pair}{track}: {text}" for text in (*table.told, *costly))
 
 
 def _tuned_summary(board: Board) -> TunedSummary:
@@ -116,7 +125,7 @@ def markdown(board: Board) -> str:
     for table in board.tables:
         parts += pair(heading, table)
     if board.across:
-        parts += overall(board.across)
+        parts += overall(heading, board.across)
     parts += ["## Notes", _notes(board)]
     if board.tuned:
         parts += tuned_part(board.tuned)
@@ -130,12 +139,11 @@ def _notes(board: Board) -> str:
     lines = [
         f"Data: {options(data)}; fingerprint {prints}; split {splits}. "
         "Validation examples are cut from the training set; the test split is read once, after the last epoch.",
-        "Per seed, all methods share the student's initial weights, the order of the data and every augmentation. "
-        "Intervals cover these seeds only: not another teacher, and not another test set.",
+        f"{_pairing(heading)} Intervals cover these seeds only: not another teacher, and not another test set.",
     ]
     lines += [
         f"There is no `{label}` in this suite: the columns that compare with it are blank."
-        for label in (FLOOR, REFERENCE)
+        for label in (heading.floor, heading.reference)
         if label not in labels
     ]
     recipes = {json.dumps(table.recipe, sort_keys=True) for table in board.tables if table.recipe is not None}
@@ -149,7 +157,7 @@ def _notes(board: Board) -> str:
         f"{'; ' + prose(r.source) if r.source else ''})."
         for (name, label), r in sorted(heading.reported.items())
     ]
-    lines.append("MACs are multiply-accumulates of convolutions, linear layers and attention products.")
+    lines.append(_counted(heading))
     machines = "; ".join(f"{prose(device)} in {prose(precision)}" for device, precision in board.machines) or "unknown"
     lines.append(f"Trained and timed on {machines}.")
     if len(board.machines) > 1:
@@ -159,6 +167,32 @@ def _notes(board: Board) -> str:
     knobs = [f"`{label}`: {prose(text)}" for label, text in heading.methods.items() if label in labels]
     listed = ["\n".join(f"- {line}" for line in part) for part in (lines, knobs)]
     return "\n\n".join([listed[0], "Methods, with every knob:", listed[1]])
+
+
+def _pairing(heading: Heading) -> str:
+    """What methods share per seed, and which of them do not."""
+    labels = {label for _, label in heading.cells}
+    except_: dict[str, list[str]] = {}
+    for label, words in heading.unpaired.items():
+        if label in labels:
+            except_.setdefault(words, []).append(f"`{label}`")
+    told = "; ".join(f"{', '.join(names)} ({words})" for words, names in except_.items())
+    shared = "methods share the student's initial weights, the order of the data and every augmentation"
+    return f"Per seed, {shared}, but for {told}." if told else f"Per seed, all {shared}."
+
+
+def _counted(heading: Heading) -> str:
+    """What the number of MACs is made of, by the families of networks that the suite names."""
+    models = " ".join(model.lower() for roles in heading.roles.values() for model in roles.values())
+    plain = "MACs are multiply-accumulates of convolutions, linear layers and attention products"
+    if "mamba" in models:
+        return (
+            f"{plain}; in Mamba networks those of the selective scan (4.5 for each channel, state and token, 2 for "
+            "skip connection and gate) and of the norms before their blocks (2.5 for each number) come on top, by "
+            "formula. Other norms and element-wise work are not counted."
+        )
+    foreign = ", and of operations that a model's own file has a formula for" if ".py" in models else ""
+    return f"{plain}{foreign}. Norms and other element-wise work are not counted."
 
 
 def _further(reported: Reported) -> str:
@@ -190,11 +224,13 @@ def index(boards: Sequence[Summary]) -> str:
         for b in ordered
     ]
     table = grid(["board", "data", "pairs", "methods", "seeds", "results", "first in each pair"], lines, "llrrrrl")
+    told = [f"- [{b.suite}]({b.suite}.md), {prose(text)}." for b in ordered for text in b.alarms]
+    alarms = ["## What to know before reading them", "\n".join(told)] if told else []
     about = (
         "Generated by `kdbench board` from the records in `results/`; edit nothing here. First is not the same as "
-        "best: whether a method is separable from KD stands in its board."
+        "best: whether a method is separable from the reference stands in its board."
     )
-    return "\n\n".join(["# Leaderboards", about, table, *_tuned_index(ordered)]) + "\n"
+    return "\n\n".join(["# Leaderboards", about, table, *_tuned_index(ordered), *alarms]) + "\n"
 
 
 def _tuned_index(boards: Sequence[Summary]) -> list[str]:

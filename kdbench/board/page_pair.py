@@ -5,50 +5,76 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdbench.board.page_prefixes import sections
-from kdbench.board.rows import BETTER, FLOOR, REFERENCE, Across, Heading, Row, Table, TeacherRow
-from kdbench.board.statistics import FEWEST_SETTINGS
-from kdbench.board.text import BLANK, amount, count, grid, number, percent, plain, prose, seeds, signed
+from kdbench.board.rows import BETTER, COSTLIER, HEADLINE, SMALLEST_GAP, Across, Heading, Row, Table, TeacherRow
+from kdbench.board.statistics import FEWEST_SETTINGS, smallest_claim
+from kdbench.board.text import BLANK, amount, count, gain, grid, number, percent, plain, prose, seeds
 
-LEGEND = (
-    "**top-1**: test accuracy in percent after the last epoch, mean ± half-width of the 95% t interval over seeds. "
-    "**over none**, **over kd**: gain in points over the student without a teacher and over plain KD, paired by seed, "
-    "with its own 95% interval (± – : no spread between seeds, so no interval). "
-    "**claim**: better or worse than KD only where the paired t test survives Holm's correction over this table; the "
-    "intervals themselves are not corrected. "
-    "**recovered**: gain as a share of the gap between teacher and none (blank below 0.5 points). "
-    "**n**: seeds; fewer than 5 is preliminary. **reported**: a paper's number, see the notes."
-)
-TUNED_LEGEND = (
-    " **trials**, **seconds**: spent on tuning this row; none and kd are tuned too, and gains are over the tuned ones."
-)
-DETAILS_LEGEND = (
-    "**agree**: test images on which student and teacher give the same answer; **on errors**: the same among the "
-    "teacher's mistakes. **ECE**: 15 bins. **params**, **MACs**: of the deployed student, one image. "
-    "**trained**: parameters of all learners and heads while they train, factors of weights included. **time**: "
-    "training seconds relative to none on the same device (on a CPU the processor's, where counted), without the "
-    "teacher's own training; **memory**: peak while training, on a CPU of the whole process (both median over seeds)."
-)
+
+def _legend(heading: Heading) -> str:
+    floor, reference = heading.floor, heading.reference
+    tuned = (
+        f" **trials**, **seconds**: spent on tuning this row; {floor} and {reference} are tuned too, and gains are "
+        "over the tuned ones."
+    )
+    return (
+        "**top-1**: test accuracy in percent after the last epoch, mean ± half-width of the 95% t interval over seeds. "
+        f"**over {floor}**, **over {reference}**: gain in points over the student without a teacher and over the "
+        "reference, paired by seed, with its own 95% interval (± – : no spread between seeds, so no interval) and its "
+        "own n where the two share fewer seeds. "
+        f"**claim**: better or worse than {reference} only where the paired t test survives Holm's correction over "
+        "this table; the intervals themselves are not corrected. A student that costs more than "
+        f"{COSTLIER:g} times the plain one is of another class and has no rank. "
+        f"**recovered**: gain as a share of the gap between teacher and {floor} (blank below {SMALLEST_GAP:g} points). "
+        f"**n**: seeds; fewer than {HEADLINE} is preliminary. **reported**: a paper's number, see the notes."
+        + (tuned if heading.tunings else "")
+    )
+
+
+def _details_legend(heading: Heading) -> str:
+    return (
+        "**agree**: test images on which student and teacher give the same answer; **on errors**: the same among the "
+        "teacher's mistakes. **ECE**: 15 bins. **params**, **MACs**: of the deployed student, one image. "
+        "**trained**: parameters of all learners and heads while they train, factors of weights included. **time**: "
+        f"training seconds relative to {heading.floor} on the same device (on a CPU the processor's, where counted), "
+        "without the teacher's own training; **memory**: peak while training, on a CPU of the whole process (both "
+        "median over seeds)."
+    )
 
 
 def pair(heading: Heading, table: Table, level: str = "##", further: Sequence[str] = ()) -> list[str]:
     """Everything of one pair; `level` is the mark of its heading, `further` follows the main table."""
-    tuned = TUNED_LEGEND if heading.tunings else ""
     parts = [f"{level} {table.pair}"]
     if table.note:
         parts.append(prose(table.note))
-    if line := _who(table):
+    if line := _who(heading, table):
         parts.append(line)
     parts += [f"> **WARNING: not comparable, nothing is ranked.** {prose(alarm)}." for alarm in table.alarms]
-    parts += [_main(heading, table), f"<sub>{LEGEND}{tuned}</sub>"]
+    parts += [f"> **Note**: {prose(warning)}." for warning in table.warnings]
+    parts += [_main(heading, table), f"<sub>{_legend(heading)}</sub>"]
+    if allowed := allows(heading, table):
+        parts.append(allowed)
     unranked = [row for row in table.rows if not row.ranked]
     if troubles := [f"- `{row.label}`, {text}" for row in unranked for text in _troubles(row)]:
         parts += ["Unranked:", "\n".join(troubles)]
-    parts += [*further, _details(table), f"<sub>{DETAILS_LEGEND}</sub>", _every_seed(table)]
+    parts += [*further, _details(heading, table), f"<sub>{_details_legend(heading)}</sub>", _every_seed(table)]
     return parts + sections(heading, table, f"{level}#")
 
 
-def _who(table: Table) -> str:
-    student, teacher = table.row(FLOOR) or next((row for row in table.rows if row.macs), None), table.teacher
+def allows(heading: Heading, table: Table) -> str:
+    """What the number of seeds allows to be claimed; "" where nothing is compared."""
+    compared = sum(bool(row.claim) for row in table.rows)
+    if not compared:
+        return ""
+    seeds_, needed = len(heading.seeds), smallest_claim(len(heading.seeds), compared)
+    return (
+        f"What {count(seeds_, 'seed')} allow: the clearest of {count(compared, 'comparison')} is a claim from a mean "
+        f"difference of {needed:.1f} times its standard deviation between seeds. What is not separable may still "
+        "differ."
+    )
+
+
+def _who(heading: Heading, table: Table) -> str:
+    student, teacher = table.row(heading.floor) or next((row for row in table.rows if row.macs), None), table.teacher
     roles = ", ".join(f"{role} {prose(model)}" for role, model in table.roles.items())
     if not (student and teacher and student.parameters and student.macs and teacher.parameters and teacher.macs):
         return f"Roles: {roles}." if roles else ""
@@ -57,7 +83,7 @@ def _who(table: Table) -> str:
 
 
 def _main(heading: Heading, table: Table) -> str:
-    columns = ["#", "method", "top-1 (%)", "over none", "over kd", "claim", "recovered", "n"]
+    columns = ["#", "method", "top-1 (%)", *_over(heading), "claim", "recovered", "n"]
     columns += ["trials", "seconds"] if heading.tunings else []
     reported = bool((table.teacher and table.teacher.reported) or any(row.reported for row in table.rows))
     lines = []
@@ -68,11 +94,11 @@ def _main(heading: Heading, table: Table) -> str:
         n = f"{row.n}, preliminary" if row.preliminary else str(row.n)
         line = [
             str(row.place) if row.place else "–",
-            _name(row),
+            _name(heading, row),
             plain(row.top1),
-            signed(row.gain),
-            signed(row.over_kd),
-            row.claim if row.ranked else f"unranked: {row.why_unranked}",
+            gain(row.gain, row.n),
+            gain(row.over_kd, row.n),
+            heading.claimed(row) if row.ranked else f"unranked: {row.why_unranked}",
             percent(row.recovered),
             n,
             *_spent(heading, table.pair, row.label),
@@ -85,6 +111,10 @@ def _main(heading: Heading, table: Table) -> str:
     return grid(columns, [line[: len(columns)] for line in lines], align)
 
 
+def _over(heading: Heading) -> tuple[str, str]:
+    return f"over {heading.floor}", f"over {heading.reference}"
+
+
 def _spent(heading: Heading, pair: str, label: str) -> list[str]:
     """Cells for the cost of tuning; none in a track without."""
     if not heading.tunings:
@@ -93,7 +123,7 @@ def _spent(heading: Heading, pair: str, label: str) -> list[str]:
     return [str(tuning.trials), f"{tuning.gpu_seconds:.0f}"] if tuning else [BLANK, BLANK]
 
 
-def _details(table: Table) -> str:
+def _details(heading: Heading, table: Table) -> str:
     columns = ["method", "agree", "on errors", "NLL", "ECE", "params", "MACs", "trained", "time", "memory"]
     lines = []
     if teacher := table.teacher:
@@ -108,7 +138,7 @@ def _details(table: Table) -> str:
         size = [amount(value) for value in (row.parameters, row.macs, row.trained_parameters)]
         time = f"{row.relative_time:.2f}×" if row.relative_time is not None else BLANK
         memory = f"{row.memory_mb:,.0f} MiB" if row.memory_mb is not None else BLANK
-        lines.append([_name(row), *agreement, *calibration, *size, time, memory])
+        lines.append([_name(heading, row), *agreement, *calibration, *size, time, memory])
     return grid(columns, lines, "l" + "r" * (len(columns) - 1))
 
 
@@ -125,30 +155,31 @@ def _every_seed(table: Table) -> str:
     return f"<details><summary>Every seed of {table.pair}</summary>\n\n{body}\n\n</details>"
 
 
-def overall(across: Across, level: str = "##") -> list[str]:
+def overall(heading: Heading, across: Across, level: str = "##") -> list[str]:
     """The section on what holds across settings."""
     few = len(across.settings) < FEWEST_SETTINGS
     lines = []
     for row in across.rows:
         middle = [f"{row.iqm[0]:+.2f}", f"[{row.iqm[1]:+.2f}, {row.iqm[2]:+.2f}]"] if row.iqm else [BLANK, BLANK]
-        p = BLANK if row.label == REFERENCE else "too few settings" if few else number(row.p_holm)
+        p = BLANK if row.label == heading.reference else "too few settings" if few else number(row.p_holm)
         lines.append([f"`{row.label}`", f"{row.mean_rank:.2f}", *middle, p])
     legend = (
         f"<sub>Over {count(len(across.settings), 'setting')} ({', '.join(across.settings)}). **mean rank**: 1 is best, "
-        "among the methods listed. **IQM gain**: interquartile mean of the gains over none, with a 95% bootstrap "
-        "interval that resamples seeds within each setting. **p against kd**: Wilcoxon signed-rank over settings, "
-        f"Holm-corrected; not printed below {FEWEST_SETTINGS} settings.</sub>"
+        f"among the methods listed. **IQM gain**: interquartile mean of the gains over {heading.floor}, with a 95% "
+        "bootstrap interval that resamples seeds within each setting (all resamples where they are few, else a "
+        f"million). **p against {heading.reference}**: Wilcoxon signed-rank over settings, Holm-corrected; not printed "
+        f"below {FEWEST_SETTINGS} settings.</sub>"
     )
-    columns = ["method", "mean rank", "IQM gain", "interval", "p against kd"]
+    columns = ["method", "mean rank", "IQM gain", "interval", f"p against {heading.reference}"]
     if across.left_out:
         names = ", ".join(f"`{label}`" for label in across.left_out)
         legend += f"\n\nNot ranked in every setting, and so not listed: {names}."
     return [f"{level} Across settings", grid(columns, lines, "lrrrr"), legend]
 
 
-def _name(row: Row) -> str:
-    name = f"**`{row.label}`**" if row.claim == BETTER else f"`{row.label}`"
-    return name + {FLOOR: " (floor)", REFERENCE: " (reference)"}.get(row.label, "")
+def _name(heading: Heading, row: Row) -> str:
+    name = f"**`{row.label}`**" if row.claim == BETTER and row.sound else f"`{row.label}`"
+    return name + {heading.floor: " (floor)", heading.reference: " (reference)"}.get(row.label, "")
 
 
 def _reported(row: Row | TeacherRow) -> str:

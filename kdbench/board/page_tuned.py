@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kdbench.board.page_pair import overall, pair
 from kdbench.board.rows import Heading, Table, Tuned, Tuning, Worth
@@ -15,8 +15,10 @@ CHOSEN_LEGEND = (
     "it is searched."
 )
 EXPECTED_LEGEND = (
-    "The best of n trials drawn from those made, on average: what a smaller budget would have given (on validation)."
+    "The best of n of the trials that were made, drawn without replacement, on average (on validation): what a smaller "
+    "budget would have given where trials are independent, as those of grid and random are."
 )
+GUIDED = " Those of {samplers} build on earlier ones: fewer of them would have found less than this."
 WORTH = (
     "Across tracks, and no ranking: test top-1 of the same method with chosen knobs and with the suite's, in percent. "
     "The difference in points is paired by seed, over the seeds that both tracks have."
@@ -36,7 +38,8 @@ def tuned_part(tuned: Tuned) -> list[str]:
     parts = [
         "## Tuned track",
         "Knobs chosen by `kdbench tune` on validation scores, with seeds that are not those of this table and the same "
-        "budget for every method, none and kd included. The rows above have the suite's knobs: the two are not to be "
+        f"budget for every method, {heading.floor} and {heading.reference} included. The rows above have the suite's "
+        "knobs: the two are not to be "
         "compared row by row.",
         ", ".join(counts) + ".",
     ]
@@ -45,7 +48,7 @@ def tuned_part(tuned: Tuned) -> list[str]:
     for table in board.tables:
         parts += pair(heading, table, "###", _chosen(heading, table))
     if board.across:
-        parts += overall(board.across, "###")
+        parts += overall(heading, board.across, "###")
     return [*parts, *_worth(tuned.worth), "### Notes on the tuned track", _notes(tuned)]
 
 
@@ -73,8 +76,16 @@ def _chosen(heading: Heading, table: Table) -> list[str]:
         ]
         body = grid(["expected best", *(f"of {n}" for n in trials)], shown, "l" + "r" * len(trials))
         summary = f"What fewer trials would have given on {table.pair}"
-        parts.append(f"<details><summary>{summary}</summary>\n\n{body}\n\n<sub>{EXPECTED_LEGEND}</sub>\n\n</details>")
+        parts.append(
+            f"<details><summary>{summary}</summary>\n\n{body}\n\n<sub>{EXPECTED_LEGEND}{_guided(tunings.values())}</sub>\n\n</details>"
+        )
     return parts
+
+
+def _guided(tunings: Iterable[Tuning]) -> str:
+    """What samplers that learn make of the expected best."""
+    samplers = sorted({tuning.sampler for tuning in tunings} - {"grid", "random"})
+    return GUIDED.format(samplers=" and ".join(samplers)) if samplers else ""
 
 
 def _overrides(tuning: Tuning) -> str:

@@ -1,4 +1,4 @@
-"""Board -> SVG: a strip of accuracies for each pair, and accuracy against MACs over all pairs.
+"""Board -> SVG: for each pair gains over the reference, which the claims test, beside accuracies; then costs.
 
 The bytes depend on the board alone: no date, salted ids, text as outlines of matplotlib's own font, fixed order.
 """
@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from math import ceil, floor, log10
-from statistics import median_low
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from kdbench.board.rows import BETTER, FLOOR, NOT_SEPARABLE, REFERENCE, TEACHER, WORSE, Board, Row, Table
-from kdbench.board.text import amount, count
+from kdbench.board import picture_cost
+from kdbench.board.palette import FAINT, GREEN, GREY, INK, ORANGE, PALE, Look, key, keys, look
+from kdbench.board.picture_cost import frame
+from kdbench.board.rows import BETTER, TEACHER, Board, Heading, Row, Table
+from kdbench.board.text import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, safe for the common colour blindnesses
-BLUE, ORANGE, GREEN, INK, GREY, PALE = "#0072B2", "#D55E00", "#009E73", "#222222", "#767676", "#BDBDBD"
 SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -33,11 +33,13 @@ SETTINGS = {
     "text.parse_math": False,
 }  # a `$` in a name is a `$`
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even in a comment
-WIDTH, LINE, HEADER, BOTTOM, TITLE = 10.0, 0.235, 0.52, 0.42, 0.75  # inches
+WIDTH, LINE, HEADER, BOTTOM, TITLE, LEGEND = 10.0, 0.235, 0.5, 0.62, 0.78, 0.21  # inches
+ACROSS = 5  # entries in a line of the legend
+GAP, BESIDE = 0.3, 0.95  # inches between the two panels of a pair, and right of them
+GAINS = 0.55  # share of the width that gains take
 LONGEST = 24  # letters of a label
-LONG = 40  # letters of a teacher, from which on its options are left out
-FEW = 3  # pairs, up to which a method that changes the deployed graph is named in the panel of MACs
 OUTLIER = 4.0  # interquartile ranges below the first quartile, beyond which a row is drawn at the edge
+DOTTED = (0, (1, 2))
 
 
 def svg(board: Board) -> str:
@@ -55,75 +57,63 @@ def written(draw: Callable[[], Figure]) -> str:
 
 
 def figure(board: Board) -> Figure:
-    """Strips in two columns (one for a single pair), then the panel of MACs; to be drawn under `SETTINGS`."""
+    """A band for each pair, below it the panel of costs where they differ; to be drawn under `SETTINGS`."""
     tables = [table for table in board.tables if any(row.top1 for row in table.rows)]
-    columns = 1 if len(tables) == 1 else 2
-    bands = [tables[i : i + columns] for i in range(0, len(tables), columns)]
-    heights = [max(len(_shown(table)) for table in band) * LINE + HEADER + BOTTOM for band in bands]
-    last = 3.9 + 0.15 * len(tables) if tables else 0.0
-    total = TITLE + sum(heights) + last
+    entries = _entries(board.heading, tables)
+    top = TITLE + LEGEND * -(-len(entries) // ACROSS)
+    heights = [len(_shown(table)) * LINE + HEADER + BOTTOM for table in tables]
+    costs = picture_cost.HEIGHT + 0.15 * len(tables) if picture_cost.differ(tables) else 0.0
+    total = top + sum(heights) + costs
     drawn = Figure(figsize=(WIDTH, total), facecolor="white")
-    _title(drawn, board, total)
-    top, pitch = TITLE, WIDTH / columns
-    for band, height in zip(bands, heights, strict=True):
-        for column, table in enumerate(band):
-            tall = len(_shown(table)) * LINE
-            left = 0.3 + 0.075 * max(min(len(row.label), LONGEST) for row in _shown(table))
-            width = pitch - left - 0.9
-            box = ((column * pitch + left) / WIDTH, 1 - (top + HEADER + tall) / total, width / WIDTH, tall / total)
-            _strip(drawn.add_axes(box), table, left - 0.25, width)
+    _title(drawn, board, total, entries)
+    for table, height in zip(tables, heights, strict=True):
+        _band(drawn, board.heading, table, top, total)
         top += height
-    if tables:
-        _macs(drawn.add_axes((0.85 / WIDTH, 0.6 / total, 8.9 / WIDTH, (last - 1.1) / total)), tables)
+    if costs:
+        box = (0.85 / WIDTH, 0.6 / total, 8.9 / WIDTH, (costs - 1.1) / total)
+        picture_cost.draw(drawn.add_axes(box), board.heading, tables)
     return drawn
 
 
-def _title(drawn: Figure, board: Board, total: float) -> None:
+def _title(drawn: Figure, board: Board, total: float, entries: Sequence[Line2D]) -> None:
     track = "" if board.heading.track == "default" else f", {board.heading.track} track"
     name = board.heading.suite + track
-    size = min(14, 14 * 44 / len(name))  # left of the legend, however long the name
+    size = min(14.0, 14.0 * 68 / len(name))  # one line, however long the name
     drawn.text(0.25 / WIDTH, 1 - 0.27 / total, name, size=size, weight="bold", color=INK, va="center")
     seeds = len(board.heading.seeds)
-    words = f"test top-1 (%), last epoch: mean and 95% interval over {count(seeds, 'seed')}; small dots are seeds"
+    words = f"last epoch, mean and 95% interval over {count(seeds, 'seed')}; one colour a method"
     drawn.text(0.25 / WIDTH, 1 - 0.55 / total, words, size=9, color=GREY, va="center")
-    compared = [
-        key(ORANGE, ORANGE, "KD"),
-        key(BLUE, BLUE, BETTER),
-        key(BLUE, "white", NOT_SEPARABLE),
-        key(GREY, GREY, WORSE),
-    ]
-    with_kd = any(label == REFERENCE for _, label in board.heading.cells)
-    handles = [
-        *(compared if with_kd else [key(BLUE, "white", "method")]),
-        key(INK, "white", "no teacher", marker="s"),
-        key(GREEN, GREEN, "teacher", marker="D"),
-    ]
-    drawn.legend(
-        handles=handles, loc="upper right", bbox_to_anchor=(1 - 0.2 / WIDTH, 1 - 0.08 / total), ncols=3, frameon=False,
-        fontsize=8.5, handletextpad=0.2, columnspacing=1.2, labelspacing=0.35, borderaxespad=0.0,
-    )  # fmt: skip
+    if entries:
+        drawn.legend(
+            handles=entries, loc="upper left", bbox_to_anchor=(0.2 / WIDTH, 1 - 0.7 / total), ncols=ACROSS,
+            frameon=False, fontsize=8.5, handletextpad=0.5, columnspacing=1.4, labelspacing=0.35, borderaxespad=0.0,
+        )  # fmt: skip
 
 
-def key(edge: str, face: str, label: str, marker: str = "o") -> Line2D:
-    """An entry of a legend."""
-    return Line2D([], [], linestyle="", marker=marker, markersize=6, mec=edge, mfc=face, mew=1.4, label=label)
+def _entries(heading: Heading, tables: Sequence[Table]) -> list[Line2D]:
+    """The legend: every mark and line that is drawn."""
+    rows = [row for table in tables for row in _shown(table)]
+    labels = {row.label for row in rows}
+    found = keys(heading, rows)
+    if heading.reference in labels:
+        found.append(key(ORANGE, ORANGE, f"{heading.reference} (reference)", line=DOTTED))
+    if heading.floor in labels:
+        found.append(key(INK, "white", f"{heading.floor} (floor)", "s", DOTTED))
+    if any(table.teacher and table.teacher.top1 is not None for table in tables):
+        found.append(key(GREEN, GREEN, TEACHER, "D", "-"))
+    if rows:
+        found.append(Line2D([], [], color=GREY, linewidth=1.7, label="95% interval"))
+        found.append(Line2D([], [], color=GREY, linestyle="", marker="o", ms=3.2, mew=0, alpha=FAINT, label="one seed"))
+    if any(panel.beyond for table in tables for panel in _panels(heading, table)):
+        found.append(key(GREY, "white", "below the scale", "<"))
+    if picture_cost.differ(tables):
+        found.append(Line2D([], [], color=PALE, linewidth=1.2, label="of the plain student's cost"))
+        found += [key(GREY, "white", "below the scale of costs", "v")] if picture_cost.beyond(tables) else []
+    return found
 
 
 def _shown(table: Table) -> list[Row]:
     return [row for row in table.rows if row.top1]
-
-
-def colours(row: Row) -> tuple[str, str, str]:
-    """Edge, face and marker: the face is filled where the row differs from KD."""
-    if row.label == FLOOR:
-        return INK, "white", "s"
-    if not row.ranked:
-        return PALE, "white", "o"
-    if row.label == REFERENCE:
-        return ORANGE, ORANGE, "o"
-    if row.claim == WORSE:
-        return GREY, GREY, "o"
-    return BLUE, BLUE if row.claim == BETTER else "white", "o"
 
 
 def short(label: str) -> str:
@@ -131,179 +121,162 @@ def short(label: str) -> str:
     return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
 
 
-def _strip(axes: Axes, table: Table, margin: float, width: float) -> None:
-    """One line for each method, the best on top; accuracy to the right. Inches: left of the axes, and of them."""
-    rows = _shown(table)
-    low, high = limits(rows)
-    teacher = table.teacher.top1 if table.teacher else None
-    if teacher is not None and high < teacher <= high + 0.6 * (high - low):
-        high = teacher + 0.04 * (teacher - low)
+# the panels of a pair ------------------------------------------------------------------------------------------------
+class Spot(NamedTuple):
+    """One row in a panel: mean, half-width of its interval, and its seeds."""
+
+    mean: float
+    half: float
+    seeds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity of the rows of a pair; rows without it are left empty."""
+
+    words: str
+    spots: Mapping[str, Spot]
+    guides: Mapping[float, str]  # where -> colour
+    low: float
+    high: float
+
+    @property
+    def beyond(self) -> bool:
+        """Whether a row is below the scale."""
+        return any(spot.mean < self.low for spot in self.spots.values())
+
+
+def _panels(heading: Heading, table: Table) -> list[Panel]:
+    """Gains over the reference (else over the floor; none where nothing is compared), and accuracies."""
+    accuracies = {
+        row.label: Spot(row.top1.mean, row.top1.half or 0.0, tuple(top1 for _, top1 in sorted(row.seeds.items())))
+        for row in _shown(table)
+        if row.top1
+    }
+    low, high = limits(list(accuracies.values()))
+    guides = {accuracies[label].mean: colour for label, colour in _controls(heading).items() if label in accuracies}
+    found = [Panel("test top-1 (%)", accuracies, guides, max(0.0, low), min(100.0, high))]
+    over_reference = {row.label: row.over_kd for row in _shown(table)}
+    over_floor = {row.label: row.gain for row in _shown(table)}
+    for base, gains in ((heading.reference, over_reference), (heading.floor, over_floor)):
+        other = table.row(base)
+        if other is None or not any(gains.values()):
+            continue
+        spots = {base: Spot(0.0, 0.0, ())}
+        for row in _shown(table):
+            if gain := gains[row.label]:
+                shared = tuple(
+                    row.seeds[seed] - other.seeds[seed] for seed in sorted(set(row.seeds) & set(other.seeds))
+                )
+                spots[row.label] = Spot(gain.mean, gain.half or 0.0, shared)
+        words = f"gain over {base} in points, paired by seed"
+        return [Panel(words, spots, {0.0: _controls(heading)[base]}, *limits(list(spots.values()))), *found]
+    return found
+
+
+def _controls(heading: Heading) -> dict[str, str]:
+    return {heading.floor: INK, heading.reference: ORANGE}
+
+
+def limits(spots: Sequence[Spot]) -> tuple[float, float]:
+    """The range that shows most rows; a row far below the others does not stretch it."""
+    means = sorted(spot.mean for spot in spots)
+    first, third = means[len(means) // 4], means[(3 * len(means)) // 4]
+    fence = first - OUTLIER * max(third - first, 0.5)
+    spans = [
+        value
+        for spot in spots
+        if spot.mean >= fence
+        for value in (spot.mean - min(spot.half, 20.0), spot.mean + min(spot.half, 20.0), *spot.seeds)
+    ]
+    margin = 0.04 * max(max(spans) - min(spans), 0.5)
+    return min(spans) - margin, max(spans) + margin
+
+
+def _band(drawn: Figure, heading: Heading, table: Table, top: float, total: float) -> None:
+    """One line for each method, the best on top: its gain, then its accuracy. `top`, `total`: inches."""
+    rows, panels = _shown(table), _panels(heading, table)
+    tall = len(rows) * LINE
+    left = 0.3 + 0.075 * max(min(len(row.label), LONGEST) for row in rows)
+    room = WIDTH - left - BESIDE - GAP * (len(panels) - 1)
+    widths = [room] if len(panels) == 1 else [GAINS * room, (1 - GAINS) * room]
+    at = left
+    for number, (panel, width) in enumerate(zip(panels, widths, strict=True)):
+        box = (at / WIDTH, 1 - (top + HEADER + tall) / total, width / WIDTH, tall / total)
+        axes = drawn.add_axes(box)
+        _panel(axes, heading, rows, panel)
+        if number == 0:
+            axes.set_yticks(range(len(rows)), [short(row.label) for row in rows])
+            for tick, row in zip(axes.yaxis.get_major_ticks(), rows, strict=True):
+                name = tick.label1
+                name.set_color(ORANGE if row.label == heading.reference else INK if row.ranked else GREY)
+                strong = (row.claim == BETTER and row.sound) or row.label == heading.reference
+                name.set_fontweight("bold" if strong else "normal")
+            spare = width if len(panels) > 1 else width - 1.3
+            _name(axes, table, left - 0.25, width, spare)
+        at += width + GAP
+    _accuracies(axes, rows, panels[-1], table)
+
+
+def _name(axes: Axes, table: Table, margin: float, width: float, room: float) -> None:
+    """The pair above its band, from the left edge of the names of methods if it is long. Inches."""
+    name = table.pair + (" (not comparable)" if table.alarms else "")
+    title = axes.set_title(name, loc="left", size=10, weight="bold", color=ORANGE if table.alarms else INK, pad=6)
+    long = 0.092 * len(name)
+    if long > room:  # in smaller letters if need be
+        title.set(x=-margin / width, size=min(10.0, 10.0 * (room + margin) / long))
+
+
+def _panel(axes: Axes, heading: Heading, rows: Sequence[Row], panel: Panel) -> None:
     frame(axes)
-    axes.set_xlim(low, high)
+    axes.set_xlim(panel.low, panel.high)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="#E8E8E8", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.set_yticks(range(len(rows)), [short(row.label) for row in rows])
+    axes.set_yticks([])
+    axes.set_xlabel(panel.words, color=GREY, size=8.5, labelpad=3)
     axes.tick_params(axis="both", length=0)
+    for where, colour in panel.guides.items():
+        if where >= panel.low:
+            axes.axvline(where, color=colour, linewidth=1.1, linestyle=DOTTED, zorder=1)
     for y, row in enumerate(rows):
-        _line(axes, y, row, low)
-    for label, colour in ((FLOOR, INK), (REFERENCE, ORANGE)):
-        guide = table.row(label)
-        if guide and guide.top1 and guide.top1.mean >= low:
-            axes.axvline(guide.top1.mean, color=colour, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-    if teacher is not None and low <= teacher <= high:
+        if spot := panel.spots.get(row.label):
+            _spot(axes, y, spot, look(heading, row), panel.low)
+
+
+def _spot(axes: Axes, y: int, spot: Spot, mark: Look, low: float) -> None:
+    if spot.mean < low:  # far below the others: at the edge, filled as its claim is
+        across = axes.get_yaxis_transform()
+        axes.plot([0.012], [y], marker="<", ms=6, mec=mark.edge, mfc="white", mew=1.3, alpha=mark.alpha, clip_on=False,
+                  transform=across, zorder=4)  # fmt: skip
+        return
+    dots = {"linestyle": "", "marker": "o", "ms": 3.2, "mew": 0, "color": mark.edge, "alpha": 0.35 * mark.alpha}
+    axes.plot(spot.seeds, [y] * len(spot.seeds), zorder=2, **dots)  # type: ignore[arg-type]
+    ends = [spot.mean - spot.half, spot.mean + spot.half]
+    axes.plot(ends, [y, y], color=mark.edge, linewidth=1.7, solid_capstyle="butt", alpha=mark.alpha, zorder=3)
+    axes.plot([spot.mean], [y], marker=mark.marker, ms=6.5, mec=mark.edge, mfc=mark.face, mew=1.5, zorder=4,
+              alpha=mark.alpha)  # fmt: skip
+
+
+def _accuracies(axes: Axes, rows: Sequence[Row], panel: Panel, table: Table) -> None:
+    """Numbers beside the panel of accuracies, and the teacher above it."""
+    for y, row in enumerate(rows):
+        assert row.top1 is not None
+        text, colour = f"{row.top1.mean:.2f}", INK if row.ranked else GREY
+        text += "" if row.ranked or row.why_unranked == row.costlier else f"  n={row.n}"
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), size=8, va="center", color=colour)
+    teacher = table.teacher.top1 if table.teacher else None
+    if teacher is None:
+        return
+    low, high = panel.low, panel.high
+    if high < teacher <= high + 0.6 * (high - low):
+        high = teacher + 0.04 * (teacher - low)
+        axes.set_xlim(low, high)
+    inside = low <= teacher <= high
+    if inside:
         axes.axvline(teacher, color=GREEN, linewidth=1.2, zorder=1)
         axes.plot([teacher], [1.0], marker="D", ms=5, color=GREEN, transform=axes.get_xaxis_transform(), clip_on=False)
-    words = ""
-    if teacher is not None:
-        arrow = "" if low <= teacher <= high else " →" if teacher > high else " ←"
-        words = f"teacher {teacher:.2f}{arrow}"
-        axes.text(1.0, 1.03, words, transform=axes.transAxes, color=GREEN, size=8, ha="right", va="bottom")
-    warning = " (not comparable)" if table.alarms else ""
-    room = width - 0.085 * len(words)
-    title = axes.set_title(
-        table.pair + warning, loc="left", size=10, weight="bold", color=ORANGE if warning else INK, pad=6
+    words = f"{TEACHER} {teacher:.2f}{'' if inside else ' →' if teacher > high else ' ←'}"
+    axes.text(1.0, 1.0, words, transform=axes.transAxes, color=GREEN, size=8, ha="right", va="bottom").set_y(
+        1.0 + 0.07 / (len(rows) * LINE)
     )
-    long = 0.092 * len(table.pair + warning)
-    if long > room:  # begins above the names of the methods, in smaller letters if need be
-        title.set(x=-margin / width, size=min(10.0, 10.0 * (room + margin) / long))
-    for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-        tick.set_color(colours(row)[0] if row.label == REFERENCE else INK if row.ranked else GREY)
-        tick.set_fontweight("bold" if row.claim == BETTER or row.label == REFERENCE else "normal")
-
-
-def _line(axes: Axes, y: int, row: Row, low: float) -> None:
-    assert row.top1 is not None
-    edge, face, marker = colours(row)
-    mean, half = row.top1.mean, row.top1.half or 0.0
-    beside, colour = (f"{mean:.2f}", INK) if row.ranked else (f"{mean:.2f}  n={row.n}", GREY)
-    axes.text(1.015, y, beside, transform=axes.get_yaxis_transform(), size=8, va="center", color=colour)
-    if mean < low:  # far below the others: at the edge, with its number beside it
-        across = axes.get_yaxis_transform()
-        axes.plot([0.012], [y], marker="<", ms=6, color=edge, clip_on=False, transform=across, zorder=4)
-        return
-    seeds = [top1 for _, top1 in sorted(row.seeds.items())]
-    axes.plot(seeds, [y] * len(seeds), linestyle="", marker="o", ms=3.2, mew=0, color=edge, alpha=0.35, zorder=2)
-    axes.plot([mean - half, mean + half], [y, y], color=edge, linewidth=1.7, solid_capstyle="butt", zorder=3)
-    axes.plot([mean], [y], marker=marker, ms=6.5, mec=edge, mfc=face, mew=1.5, zorder=4)
-
-
-def limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """The range of accuracies that shows most rows; a row far below the others does not stretch it."""
-    spans = []
-    means = sorted(row.top1.mean for row in rows if row.top1)
-    first, third = means[len(means) // 4], means[(3 * len(means)) // 4]
-    fence = first - OUTLIER * max(third - first, 0.5)
-    for row in rows:
-        assert row.top1 is not None
-        half = row.top1.half or 0.0
-        if row.top1.mean >= fence:
-            spans += [row.top1.mean - min(half, 20.0), row.top1.mean + min(half, 20.0), *row.seeds.values()]
-    margin = 0.04 * max(max(spans) - min(spans), 0.5)
-    return max(0.0, min(spans) - margin), min(100.0, max(spans)) + margin
-
-
-def _macs(axes: Axes, tables: Sequence[Table]) -> None:
-    """Every pair's ranked rows above the MACs of its deployed student, and the teachers."""
-    frame(axes)
-    axes.set_xscale("log")
-    axes.grid(color="#E8E8E8", linewidth=0.8)
-    axes.tick_params(axis="both", which="both", length=0)
-    axes.set_title("Accuracy against cost of the deployed model", loc="left", size=10, weight="bold", color=INK, pad=6)
-    axes.set_xlabel("MACs of one image (log scale)", color=GREY)
-    axes.set_ylabel("test top-1 (%)", color=GREY)
-    labels: list[Label] = []
-    points: list[tuple[float, float]] = []
-    for table in tables:
-        lowest = limits(_shown(table))[0]
-        measured = [(row, row.macs, row.top1.mean) for row in table.rows if row.macs and row.top1]
-        rows = [(row, macs, top1) for row, macs, top1 in measured if top1 >= lowest]
-        usual = median_low([macs for _, macs, _ in rows]) if rows else 0
-        same = [top1 for _, macs, top1 in rows if macs == usual]
-        if same:
-            axes.plot([usual, usual], [min(same), max(same)], color=PALE, linewidth=1.2, zorder=1)
-            labels.append(Label(usual, max(same), table.pair, INK))
-        for row, macs, top1 in sorted(rows, key=lambda item: (item[0].label in (FLOOR, REFERENCE), item[0].label)):
-            edge, face, marker = colours(row)
-            axes.plot([macs], [top1], marker=marker, ms=6, mec=edge, mfc=face, mew=1.3, alpha=0.9, zorder=3)
-            points.append((macs, top1))
-            if macs != usual and len(tables) <= FEW:
-                labels.append(Label(macs, top1, row.label, GREY))
-    known = [table.teacher for table in tables if table.teacher]
-    teachers = sorted({(t.macs, round(t.top1, 2), t.model or TEACHER) for t in known if t.macs and t.top1 is not None})
-    for macs, top1, name in teachers:
-        axes.plot([macs], [top1], marker="D", ms=7, color=GREEN, zorder=4)
-        points.append((macs, top1))
-        labels.append(Label(macs, top1, name if len(name) <= LONG else name.partition("(")[0], GREEN))
-    if not points:
-        axes.text(0.5, 0.5, "no finished row has MACs", transform=axes.transAxes, ha="center", color=GREY)
-        return
-    _fit(axes, points)
-    place(axes, labels, points)
-
-
-class Label(NamedTuple):
-    """A name at a point: MACs and accuracy in the units of the axes."""
-
-    macs: float
-    top1: float
-    text: str
-    colour: str
-
-
-def _fit(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    x, y = [p[0] for p in points], [p[1] for p in points]
-    ratio = max(max(x) / min(x), 4.0)
-    low, high = min(x) / ratio**0.06, max(x) * ratio**0.16
-    axes.set_xlim(low, high)
-    margin = 0.1 * max(max(y) - min(y), 1.0)
-    axes.set_ylim(min(y) - margin, max(y) + margin)
-    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    axes.set_xticks(inside, [amount(round(tick)) for tick in inside])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]]) -> None:
-    """Names beside their points, moved where they would cover a point or another name; then a thin line leads back."""
-    dots = 72 / axes.get_figure().get_dpi()  # type: ignore[union-attr]
-    inner = axes.get_window_extent()
-    left, bottom, right, top = (side * dots for side in inner.extents)
-    taken = [(x * dots - 4, y * dots - 4, x * dots + 4, y * dots + 4) for x, y in map(axes.transData.transform, points)]
-    for label in sorted(labels, key=lambda label: (-label.top1, label.macs, label.text)):
-        x, y = axes.transData.transform((label.macs, label.top1)) * dots
-        wide, half = 5.0 * len(label.text), 5.0  # points, generous for 8 point letters
-        shifts = sorted(((dx, 11 * dy) for dy in range(-5, 6) for dx in (8, -8 - wide, 30, 60, 90)), key=_reach)
-        boxes = [(x + dx, y + dy - half, x + dx + wide, y + dy + half) for dx, dy in shifts]
-        inside = [box for box in boxes if left < box[0] and box[2] < right and bottom < box[1] and box[3] < top]
-        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
-        box = (free or inside or boxes)[0]
-        taken.append(box)
-        side, dx = ("left", box[0] - x) if box[0] > x else ("right", box[2] - x)
-        dy = box[1] + half - y
-        leader = {"arrowstyle": "-", "color": PALE, "linewidth": 0.7, "shrinkB": 4}
-        axes.annotate(
-            label.text, (label.macs, label.top1), xytext=(dx, dy), textcoords="offset points", ha=side, va="center",
-            size=8, color=label.colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
-            arrowprops=None if abs(dy) < 1 and abs(dx) < 10 else leader,
-        )  # fmt: skip
-
-
-def _reach(shift: tuple[float, float]) -> float:
-    """How far a name is from its point; to the right is better than to the left."""
-    return abs(shift[1]) + (shift[0] - 8 if shift[0] > 0 else 6) + (0.5 if shift[1] < 0 else 0)
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def frame(axes: Axes) -> None:
-    """The look of all axes: no box, a thin line below."""
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#999999")
-    axes.tick_params(colors=INK, labelsize=8.5)

@@ -7,7 +7,6 @@ the board alone, as those of `picture.svg`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,15 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from kdbench.board.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, WIDTH, Label, frame, key, place, short, written
-from kdbench.board.rows import FLOOR, REFERENCE, TEACHER, Anytime, Board, Heading, Table
+from kdbench.board.palette import GREEN, GREY, INK, ORANGE, key, keys, look, of
+from kdbench.board.picture import ACROSS, WIDTH, short, written
+from kdbench.board.picture_cost import Label, at_the_edge, frame, place
+from kdbench.board.rows import TEACHER, Anytime, Board, Heading, Table
 from kdbench.board.text import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT = 5.8  # inches
-LADDERS = (BLUE, "#CC79A7", "#56B4E9", "#E69F00")  # one for each curve, in the order of the rows; then again
+HEIGHT = 6.2  # inches
 FEW = 5  # single students of the same MACs, up to which every one is named
 OUTLIER = 25.0  # points below every curve, beyond which a single student is drawn at the lower edge
 
@@ -37,6 +37,7 @@ class Dot(NamedTuple):
     edge: str
     face: str
     marker: str
+    alpha: float = 1.0
 
 
 def svg(board: Board, table: Table) -> str:
@@ -57,26 +58,43 @@ def figure(heading: Heading, table: Table) -> Figure:
         f"what an answer is worth if it stops early: mean over {seeds}; the band goes from the lowest to the highest"
     )
     drawn.text(0.25 / WIDTH, 1 - 0.57 / HEIGHT, words, size=9, color=GREY, va="center")
-    axes = drawn.add_axes((0.85 / WIDTH, 0.62 / HEIGHT, 8.9 / WIDTH, (HEIGHT - 1.75) / HEIGHT))
-    ladders = list(zip(table.anytime, islice(cycle(LADDERS), len(table.anytime)), strict=True))
-    dots = [*_singles(table), *(dot for found, colour in ladders for dot in _alone(found, colour))]
+    axes = drawn.add_axes((0.85 / WIDTH, 0.62 / HEIGHT, 8.9 / WIDTH, (HEIGHT - 2.15) / HEIGHT))
+    colours = of(heading)
+    ladders = [(found, colours[found.label]) for found in table.anytime]
+    singles, alone = (
+        list(_singles(heading, table)),
+        [dot for found, c in ladders for dot in _alone(found, c, len(ladders))],
+    )
+    dots = [*singles, *alone]
     claims = [*_reported(table), *(dot for found, colour in ladders for dot in _claimed(found, colour))]
     _fit(axes, table, dots, claims)
-    labels: list[Label] = []
-    for found, colour in ladders:
-        labels += _ladder(axes, found, colour)
-    points = [(label.macs, label.top1) for label in labels]
-    named = _named(dots)
+    curves = [label for found, colour in ladders for label in _ladder(axes, found, colour)]
+    low = axes.get_ylim()[0]
     for dot in (*dots, *claims):
-        label = _draw(axes, dot)
-        points.append((label.macs, label.top1))
-        labels += [label] if dot in named or dot in claims else []
-    place(axes, labels, points)
-    _legend(drawn, table, bool(claims))
+        if dot.top1 >= low:
+            _draw(axes, dot)
+    edge = at_the_edge(axes, [Label(dot.share, dot.top1, dot.label, dot.edge) for dot in dots if dot.top1 < low])
+    named = {*_named(heading, singles), *claims, *(alone if len(ladders) == 1 else ())}
+    labels = [Label(dot.share, dot.top1, dot.label, dot.edge) for dot in (*dots, *claims) if dot in named]
+    labels = [*_highest(curves), *(label for label in labels if label.top1 >= low), *edge]
+    points = [*((label.macs, label.top1) for label in (*curves, *edge)), *((dot.share, dot.top1) for dot in dots)]
+    place(axes, labels, [*points, *((dot.share, dot.top1) for dot in claims)])
+    _legend(drawn, heading, table, bool(edge))
     return drawn
 
 
-def _named(dots: Sequence[Dot]) -> set[Dot]:
+def _highest(curves: Sequence[Label]) -> list[Label]:
+    """Names of the points of curves: all ends, and of equal numbers of roles at equal MACs the highest alone."""
+    found: dict[tuple[float, str], Label] = {}
+    for label in sorted(curves, key=lambda label: -label.top1):
+        found.setdefault((round(label.macs, 1), label.text), label)
+    several = len({label.colour for label in curves}) > 1
+    return [
+        label._replace(colour=GREY) if several and label.text.startswith("k=") else label for label in found.values()
+    ]
+
+
+def _named(heading: Heading, dots: Sequence[Dot]) -> set[Dot]:
     """The dots that carry a name: where many have the same MACs, the controls and the best alone."""
     groups: dict[float, list[Dot]] = {}
     for dot in dots:
@@ -84,11 +102,13 @@ def _named(dots: Sequence[Dot]) -> set[Dot]:
     named: set[Dot] = set()
     for group in groups.values():
         best = max(group, key=lambda dot: dot.top1)
-        named |= {dot for dot in group if len(group) <= FEW or dot is best or dot.label in (FLOOR, REFERENCE)}
+        named |= {
+            dot for dot in group if len(group) <= FEW or dot is best or dot.label in (heading.floor, heading.reference)
+        }
     return named
 
 
-def _singles(table: Table) -> Iterator[Dot]:
+def _singles(heading: Heading, table: Table) -> Iterator[Dot]:
     """Methods that answer with one network, and the teacher."""
     ladders = {found.label for found in table.anytime}
     teacher = table.teacher
@@ -96,18 +116,17 @@ def _singles(table: Table) -> Iterator[Dot]:
         return
     for row in sorted(table.rows, key=lambda row: row.label):
         if row.label not in ladders and row.macs and row.top1:
-            edge = PALE if not row.ranked else ORANGE if row.label == REFERENCE else INK
-            face, marker = ORANGE if edge == ORANGE else "white", "s" if row.label == FLOOR else "o"
-            yield Dot(100 * row.macs / teacher.macs, row.top1.mean, short(row.label), edge, face, marker)
+            yield Dot(100 * row.macs / teacher.macs, row.top1.mean, short(row.label), *look(heading, row))
     if teacher.top1 is not None:
         yield Dot(100.0, teacher.top1, TEACHER, GREEN, GREEN, "D")
 
 
-def _alone(found: Anytime, colour: str) -> Iterator[Dot]:
+def _alone(found: Anytime, colour: str, ladders: int) -> Iterator[Dot]:
     """The rungs of a ladder by themselves; the first is the first prefix."""
     for prefix in found.prefixes:
         if prefix.k > 1 and prefix.alone and prefix.alone_share:
-            yield Dot(100 * prefix.alone_share, prefix.alone.mean, f"{prefix.role} alone", colour, "white", "o")
+            name = f"{prefix.role} alone" if ladders == 1 else ""
+            yield Dot(100 * prefix.alone_share, prefix.alone.mean, name, colour, "white", "d")
 
 
 def _reported(table: Table) -> Iterator[Dot]:
@@ -151,16 +170,13 @@ def _ladder(axes: Axes, found: Anytime, colour: str) -> list[Label]:
     ]
 
 
-def _draw(axes: Axes, dot: Dot) -> Label:
-    """Draw a point, one far below the others at the edge; its name and where it stands."""
-    low = axes.get_ylim()[0]
+def _draw(axes: Axes, dot: Dot) -> None:
     size = {"*": 10.0, "D": 6.5}.get(dot.marker, 6.0)
-    if dot.top1 < low:
-        axes.plot([dot.share], [low], marker="v", ms=6, color=dot.edge, clip_on=False, zorder=4)
-        return Label(dot.share, low, f"{dot.label} {dot.top1:.2f}", GREY)
-    order = 2.5 if dot.marker == "*" else 4
-    axes.plot([dot.share], [dot.top1], marker=dot.marker, ms=size, mec=dot.edge, mfc=dot.face, mew=1.3, zorder=order)
-    return Label(dot.share, dot.top1, dot.label, GREY if dot.edge == PALE else dot.edge)
+    order = 2.5 if dot.marker in "*d" else 4
+    axes.plot(
+        [dot.share], [dot.top1], marker=dot.marker, ms=size, mec=dot.edge, mfc=dot.face, mew=1.3, alpha=dot.alpha,
+        zorder=order,
+    )  # fmt: skip
 
 
 def _fit(axes: Axes, table: Table, dots: list[Dot], claims: list[Dot]) -> None:
@@ -189,19 +205,31 @@ def _fit(axes: Axes, table: Table, dots: list[Dot], claims: list[Dot]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _legend(drawn: Figure, table: Table, claims: bool) -> None:
-    curve = Line2D([], [], color=BLUE, marker="o", markersize=5, linewidth=1.8, label="first k roles together")
-    dashed = Line2D([], [], color=BLUE, linestyle=(0, (4, 2)), linewidth=1.4, label="early exit")
-    handles = [
-        curve,
-        *([dashed] if any(found.exits for found in table.anytime) else []),
-        key(INK, "white", "a single student"),
-        key(GREEN, GREEN, TEACHER, marker="D"),
-    ]
-    if claims:
-        handles.append(key(GREY, "white", "reported by the paper", marker="*"))
-        handles[-1].set(markersize=10, markeredgewidth=1.1)
+def _legend(drawn: Figure, heading: Heading, table: Table, edge: bool) -> None:
+    """Every mark and line that is drawn."""
+    ladders = {found.label for found in table.anytime}
+    singles = [row for row in table.rows if row.label not in ladders and row.macs and row.top1]
+    known = table.teacher and table.teacher.macs
+    labels = {row.label for row in singles} if known else set()
+    entries = [Line2D([], [], color=GREY, marker="o", markersize=5, linewidth=1.8, label="first k roles together")]
+    if any(found.exits for found in table.anytime):
+        entries.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), linewidth=1.4, label="early exit"))
+    if any(prefix.k > 1 and prefix.alone for found in table.anytime for prefix in found.prefixes):
+        entries.append(key(GREY, "white", "a later role alone", "d"))
+    if heading.floor in labels:
+        entries.append(key(INK, "white", f"{heading.floor} (floor)", "s"))
+    if heading.reference in labels:
+        entries.append(key(ORANGE, ORANGE, f"{heading.reference} (reference)"))
+    others = [row for row in singles if row.label not in (heading.floor, heading.reference)] if known else []
+    entries += keys(heading, others)
+    if known:
+        entries.append(key(GREEN, GREEN, TEACHER, "D"))
+    if any(row.reported for row in (table.teacher, *table.rows) if row):
+        entries.append(key(GREY, "white", "reported by the paper", "*"))
+        entries[-1].set(markersize=10, markeredgewidth=1.1)
+    if edge:
+        entries.append(key(GREY, "white", "below the scale", "v"))
     drawn.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.17 / WIDTH, 1 - 0.72 / HEIGHT), ncols=len(handles),
+        handles=entries, loc="upper left", bbox_to_anchor=(0.17 / WIDTH, 1 - 0.72 / HEIGHT), ncols=ACROSS,
         frameon=False, fontsize=8.5, handletextpad=0.5, columnspacing=1.6, borderaxespad=0.0,
     )  # fmt: skip

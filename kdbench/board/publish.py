@@ -16,7 +16,7 @@ from kdbench.board import tracks
 from kdbench.board.heading import heading
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board
-from kdbench.board.text import plain, signed
+from kdbench.board.text import gain, plain
 from kdbench.errors import UserError, printable
 from kdbench.result import Result
 from kdbench.run.store import Store, chosen, published
@@ -118,18 +118,21 @@ def tables(board: Board) -> list[Table]:
     from rich.text import Text
 
     shown = []
+    heading = board.heading
     parts = [(pair, "") for pair in board.tables]
     parts += [(pair, ", tuned track") for pair in (board.tuned.board.tables if board.tuned else ())]
     for pair, track in parts:
         teacher = f", teacher {pair.teacher.top1:.2f}%" if pair.teacher and pair.teacher.top1 is not None else ""
         title = f"{pair.pair}{track}{teacher}"
         table = Table(title=Text(printable(title)), title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for column in ("method", "n", "test top-1 %", "gain over none", "over kd", ""):
+        caption = "\n".join(printable(f"{text}.") for text in pair.told)
+        table.caption, table.caption_justify = Text(caption) if caption else None, "left"
+        for column in ("method", "n", "test top-1 %", f"gain over {heading.floor}", f"over {heading.reference}", ""):
             table.add_column(column, justify="left" if column in ("method", "") else "right")
         for row in pair.rows:
             trouble = "; ".join(text for _, text in row.troubles)
-            note = row.claim if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
-            cells = (row.label, str(row.n), plain(row.top1), signed(row.gain), signed(row.over_kd), note)
+            note = heading.claimed(row) if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
+            cells = (row.label, str(row.n), plain(row.top1), gain(row.gain, row.n), gain(row.over_kd, row.n), note)
             table.add_row(*(Text(printable(cell)) for cell in cells))
         shown.append(table)
     return shown

@@ -1,13 +1,14 @@
 """Records -> Board: every number of a leaderboard, computed from results alone. Pure, and indifferent to their order.
 
-The claim has one rule: within a pair, every ranked row is compared with `kd` by a two-sided paired t test over seeds;
-the p-values of the pair are corrected together by Holm; "better" and "worse" need a corrected p below 0.05.
+The claim has one rule: within a pair, every ranked row is compared with the reference by a two-sided paired t test over
+seeds; the p-values of the pair are corrected together by Holm; "better" and "worse" need a corrected p below 0.05. The
+same rule compares with the floor: a row that is better than the reference only says both.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 from kdbench.board.prefixes import anytime
 from kdbench.board.rows import (
     BETTER,
-    FLOOR,
+    COSTLIER,
+    NO_RESULT,
     NOT_SEPARABLE,
     PRELIMINARY,
-    REFERENCE,
     SMALLEST_GAP,
     TEACHER,
     WORSE,
@@ -30,7 +31,7 @@ from kdbench.board.rows import (
     Table,
     TeacherRow,
 )
-from kdbench.board.statistics import ALPHA, holm, interval, iqm_interval, mean_ranks, paired, wilcoxon
+from kdbench.board.statistics import ALPHA, Interval, holm, interval, iqm_interval, mean_ranks, paired, wilcoxon
 from kdbench.result import Result
 
 __all__ = ["Board", "Heading", "rank"]
@@ -78,12 +79,14 @@ def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
     teacher = _teacher(heading, pair, results)
     plain = {label: _row(heading, pair, label, of[label], bool(alarms)) for label in labels}
     if not alarms:
-        plain = {label: _compared(row, plain, of, teacher) for label, row in plain.items()}
+        plain = {label: _compared(heading, row, plain, of, teacher) for label, row in plain.items()}
     ranked = sorted((r for r in plain.values() if not r.why_unranked), key=lambda r: -round(r.top1.mean, 9))  # type: ignore[union-attr]
     means = [round(row.top1.mean, 9) for row in ranked if row.top1]
     placed = [replace(row, place=means.index(mean) + 1) for row, mean in zip(ranked, means, strict=True)]
     recipes = _distinct(json.dumps(r.job["recipe"], sort_keys=True) for r in results if "recipe" in r.job)
-    rows = (*_claimed(placed, len(heading.seeds)), *(row for row in plain.values() if row.why_unranked))
+    unranked = [row for row in plain.values() if row.why_unranked]
+    costly, partial = ([r for r in unranked if (r.why_unranked == r.costlier) is own] for own in (True, False))
+    rows = (*_claimed(placed, len(heading.seeds)), *costly, *partial)
     early = (anytime(row.label, of[row.label], row.reported) for row in rows)
     return Table(
         pair=pair,
@@ -94,7 +97,41 @@ def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
         recipe=json.loads(recipes[0]) if len(recipes) == 1 else None,
         note=heading.notes.get(pair, ""),
         anytime=tuple(found for found in early if found),
+        warnings=() if alarms else tuple(_warnings(heading, teacher, rows, of)),
     )
+
+
+def _warnings(
+    heading: Heading, teacher: TeacherRow | None, rows: Sequence[Row], of: Mapping[str, Mapping[int, Result]]
+) -> Iterator[str]:
+    """Sentences about rows that may be compared, without which they would be misread."""
+    floor = next((row for row in rows if row.label == heading.floor), None)
+    if floor and floor.top1 and teacher and teacher.top1 is not None and teacher.top1 < floor.top1.mean:
+        yield (
+            f"The teacher ({teacher.top1:.2f}) is below the floor {floor.label} ({floor.top1.mean:.2f}), the student "
+            "without it"
+        )
+    for row in rows:
+        if not row.sound:
+            yield f"{row.label} is {heading.claimed(row)}"
+    same: dict[tuple[tuple[int, str, str], ...], list[str]] = {}
+    for label, results in of.items():
+        if (found := _digits(results)) and len(results) > 1:
+            same.setdefault(found, []).append(label)
+    for labels in same.values():
+        if len(labels) > 1:
+            names = f"{', '.join(labels[:-1])} and {labels[-1]}"
+            yield f"{names} are the same run to six digits, seed by seed: what they differ in had no effect"
+
+
+def _digits(results: Mapping[int, Result]) -> tuple[tuple[int, str, str], ...]:
+    """(seed, metric, value) to six digits of what tells two trained students apart."""
+    found = [
+        (seed, name, result.scores.get(f"test/{name}"))
+        for seed, result in sorted(results.items())
+        for name in ("top1", "nll")
+    ]
+    return tuple((seed, name, f"{value:.6g}") for seed, name, value in found if value is not None)
 
 
 def _alarms(heading: Heading, pair: str, results: Sequence[Result]) -> tuple[str, ...]:
@@ -202,30 +239,51 @@ def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result],
 
 def _trouble(result: Result | None) -> str:
     if result is None:
-        return "no result yet"
+        return NO_RESULT
     if result.status == "ok":
         return "finished without a test accuracy"
     return f"{result.status}: {result.reason or 'no reason given'}"
 
 
 def _compared(
-    row: Row, rows: Mapping[str, Row], of: Mapping[str, Mapping[int, Result]], teacher: TeacherRow | None
+    heading: Heading,
+    row: Row,
+    rows: Mapping[str, Row],
+    of: Mapping[str, Mapping[int, Result]],
+    teacher: TeacherRow | None,
 ) -> Row:
     """The row with what needs other rows."""
-    floor, kd = rows.get(FLOOR), rows.get(REFERENCE)
-    gain = paired(row.seeds, floor.seeds) if floor and row.label != FLOOR else None
+    floor, reference = rows.get(heading.floor), rows.get(heading.reference)
+    gain = paired(row.seeds, floor.seeds) if floor and floor.label != row.label else None
     recovered = None
-    if gain and floor and teacher and teacher.top1 is not None:
-        common = sorted(set(row.seeds) & set(floor.seeds))
-        gap = teacher.top1 - interval([floor.seeds[seed] for seed in common]).mean
+    if gain and gain.n == len(heading.seeds) and floor and floor.top1 and teacher and teacher.top1 is not None:
+        gap = teacher.top1 - floor.top1.mean
         recovered = gain.mean / gap if gap >= SMALLEST_GAP else None
+    costlier = _costlier(row, next((plain for plain in (floor, reference) if plain and plain.macs), None))
     return replace(
         row,
         gain=gain,
-        over_kd=paired(row.seeds, kd.seeds) if kd and row.label != REFERENCE else None,
+        over_kd=paired(row.seeds, reference.seeds) if reference and reference.label != row.label else None,
         recovered=recovered,
-        relative_time=_relative_time(of[row.label], of.get(FLOOR, {})),
+        relative_time=_relative_time(of[row.label], of.get(heading.floor, {})),
+        costlier=costlier,
+        why_unranked=row.why_unranked or costlier,
     )
+
+
+def _costlier(row: Row, plain: Row | None) -> str:
+    """How much more the deployed student costs than the plain one; "" where it does not."""
+    if plain is None:
+        return ""
+    sizes = {"parameters": (row.parameters, plain.parameters), "MACs": (row.macs, plain.macs)}
+    times = {what: own / usual for what, (own, usual) in sizes.items() if own and usual and own > COSTLIER * usual}
+    if not times:
+        return ""
+    return "costs " + " and ".join(f"{_times(ratio)} the plain student's {what}" for what, ratio in times.items())
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}×" if ratio < 1.95 else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×"
 
 
 def _relative_time(results: Mapping[int, Result], floor: Mapping[int, Result]) -> float | None:
@@ -244,13 +302,25 @@ def _relative_time(results: Mapping[int, Result], floor: Mapping[int, Result]) -
 
 
 def _claimed(ranked: Sequence[Row], seeds: int) -> list[Row]:
-    """Ranked rows with their claims: one family of tests for a pair. None is made where `kd` is incomplete."""
-    tested = [row for row in ranked if row.over_kd and row.over_kd.n == seeds]
-    claims = {}
-    for row, p in zip(tested, holm([row.over_kd.p for row in tested if row.over_kd]), strict=True):
-        better = row.over_kd is not None and row.over_kd.mean > 0
-        claims[row.label] = replace(row, p_holm=p, claim=NOT_SEPARABLE if p >= ALPHA else BETTER if better else WORSE)
-    return [claims.get(row.label, row) for row in ranked]
+    """Ranked rows with their claims. None is made where the reference, or the floor, is incomplete."""
+    claims = _claims({row.label: row.over_kd for row in ranked}, seeds)
+    over_floor = _claims({row.label: row.gain for row in ranked}, seeds)
+    nothing: tuple[float | None, str] = (None, "")
+    rows = []
+    for row in ranked:
+        p, claim = claims.get(row.label, nothing)
+        rows.append(replace(row, p_holm=p, claim=claim, over_floor=over_floor.get(row.label, nothing)[1]))
+    return rows
+
+
+def _claims(gains: Mapping[str, Interval | None], seeds: int) -> dict[str, tuple[float, str]]:
+    """Corrected p-value and claim of each label whose gain is over every seed: one family of tests."""
+    tested = {label: gain for label, gain in gains.items() if gain and gain.n == seeds}
+    corrected = zip(tested.items(), holm([gain.p for gain in tested.values()]), strict=True)
+    return {
+        label: (p, NOT_SEPARABLE if p >= ALPHA else BETTER if gain.mean > 0 else WORSE)
+        for (label, gain), p in corrected
+    }
 
 
 def _across(heading: Heading, tables: Sequence[Table]) -> Across | None:
@@ -264,12 +334,12 @@ def _across(heading: Heading, tables: Sequence[Table]) -> Across | None:
         return None
     ranks = mean_ranks([[ranked[label].top1.mean for label in labels] for ranked in rows])  # type: ignore[union-attr]
     iqms = {}
-    if FLOOR in labels:
+    if (floor := heading.floor) in labels:
         for label in labels:
-            gains = [[top1 - ranked[FLOOR].seeds[s] for s, top1 in ranked[label].seeds.items()] for ranked in rows]
-            iqms[label] = iqm_interval(gains) if label != FLOOR else None
+            gains = [[top1 - ranked[floor].seeds[s] for s, top1 in ranked[label].seeds.items()] for ranked in rows]
+            iqms[label] = iqm_interval(gains) if label != floor else None
     p_values: dict[str, float] = {}
-    if REFERENCE in labels:
+    if heading.reference in labels:
         for label in labels:
             p = wilcoxon([ranked[label].over_kd.mean for ranked in rows if ranked[label].over_kd])  # type: ignore[union-attr]
             if p is not None:

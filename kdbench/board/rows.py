@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 from kdbench.board.statistics import Interval
 
-FLOOR, REFERENCE, TEACHER = "none", "kd", "teacher"
+TEACHER = "teacher"
 HEADLINE, PRELIMINARY = 5, 3  # seeds
+COSTLIER = 1.05  # times the plain student's parameters or MACs, beyond which a deployed student is of another class
 SMALLEST_GAP = 0.5  # points between teacher and floor, below which a share of the gap means nothing
-BETTER, WORSE, NOT_SEPARABLE = "better than KD", "worse than KD", "not separable from KD"
+NO_RESULT = "no result yet"
+BETTER, WORSE, NOT_SEPARABLE = "better than", "worse than", "not separable from"  # the reference, or the floor
 
 
 class Reported(Protocol):
@@ -64,8 +66,11 @@ class Heading:
     methods: Mapping[str, str]  # label -> method with its resolved knobs, "kd(temperature=4)"
     cells: tuple[tuple[str, str], ...]  # (pair, label)
     seeds: tuple[int, ...]
+    floor: str = "none"  # label of the student without a teacher, over which gains are counted
+    reference: str = "kd"  # label of the method that claims compare with
     reported: Mapping[tuple[str, str], Reported] = field(default_factory=dict)  # (pair, label or "teacher")
     roles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # pair -> role -> model
+    unpaired: Mapping[str, str] = field(default_factory=dict)  # label -> what it does not share with the others
     track: str = "default"
     notes: Mapping[str, str] = field(default_factory=dict)  # pair -> a sentence
     tunings: Mapping[tuple[str, str], Tuning] = field(default_factory=dict)  # of the tuned track, by cell
@@ -75,6 +80,13 @@ class Heading:
     def picture(self) -> str:
         """File name, beside the page."""
         return f"{self._stem(self.suite)}.svg"
+
+    def claimed(self, row: Row) -> str:
+        """The claim of a row in words; of one that is better than the reference only, both."""
+        if not row.claim:
+            return ""
+        words = f"{row.claim} {self.reference}"
+        return words if row.sound else f"{words}, but {row.over_floor} {self.floor}"
 
     def anytime_picture(self, pair: str) -> str:
         """File name of the picture of a pair that has prefixes."""
@@ -94,17 +106,19 @@ class Row:
     why_unranked: str  # "" for a ranked row
     place: int | None = None
     top1: Interval | None = None
-    gain: Interval | None = None  # over `none`
-    over_kd: Interval | None = None
+    gain: Interval | None = None  # over the floor
+    over_kd: Interval | None = None  # over the reference
     p_holm: float | None = None
-    claim: str = ""
+    claim: str = ""  # BETTER, WORSE or NOT_SEPARABLE: against the reference
+    over_floor: str = ""  # the same against the floor
+    costlier: str = ""  # how much more the deployed student costs than the plain one: then it has no rank
     recovered: float | None = None  # share of the gap between floor and teacher
     metrics: Mapping[str, float] = field(default_factory=dict)  # means over seeds of test/*, without the prefix
     parameters: int | None = None
     macs: int | None = None
     trained_parameters: int | None = None  # of all learners and heads, while they train
     memory_mb: float | None = None  # peak of a training, median over seeds
-    relative_time: float | None = None  # of training, relative to `none` on the same device
+    relative_time: float | None = None  # of training, relative to the floor on the same device
     reported: Reported | None = None
 
     @property
@@ -114,6 +128,16 @@ class Row:
     @property
     def ranked(self) -> bool:
         return self.place is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether some of its seeds have no result yet, not even a failure."""
+        return any(text == NO_RESULT for _, text in self.troubles)
+
+    @property
+    def sound(self) -> bool:
+        """False where it is better than the reference, but not than the floor."""
+        return self.claim != BETTER or self.over_floor in ("", BETTER)
 
     @property
     def preliminary(self) -> bool:
@@ -184,6 +208,21 @@ class Table:
     recipe: Mapping[str, Any] | None
     note: str = ""
     anytime: tuple[Anytime, ...] = ()  # in the order of the rows
+    warnings: tuple[str, ...] = ()  # what a reader must know although its rows may be compared
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """All sentences without which its rows would be misread."""
+        return (*self.alarms, *self.warnings)
+
+    @property
+    def leader(self) -> Row | None:
+        """The first of the ranked rows; None while any row waits for results, or where it was not compared with all
+        of the floor's seeds."""
+        first = next((row for row in self.rows if row.ranked), None)
+        if first is None or any(row.waits for row in self.rows) or (first.gain and first.gain.n < first.n):
+            return None
+        return first
 
     def row(self, label: str) -> Row | None:
         return next((row for row in self.rows if row.label == label), None)
@@ -195,8 +234,8 @@ class Overall:
 
     label: str
     mean_rank: float
-    iqm: tuple[float, float, float] | None  # of gains over `none`, with its interval
-    p_holm: float | None  # against `kd`; None with too few settings
+    iqm: tuple[float, float, float] | None  # of gains over the floor, with its interval
+    p_holm: float | None  # against the reference; None with too few settings
 
 
 @dataclass(frozen=True)

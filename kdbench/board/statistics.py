@@ -6,10 +6,12 @@ seed is the same student, order and augmentation for every method, so a gain is 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 from scipy import stats
@@ -17,7 +19,9 @@ from scipy import stats
 LEVEL = 0.95
 ALPHA = 0.05
 FEWEST_SETTINGS = 6  # below this, even six wins out of six could not reach a two-sided p of 0.05
-RESAMPLES = 10_000
+RESAMPLES = 1_000_000  # of a bootstrap that is too large to enumerate
+ENUMERATED = 100_000  # different resamples, up to which all are looked at
+CHUNK = 50_000  # resamples at a time
 _SPREAD = 1e-9  # below this, a spread is only the rounding of floats
 
 
@@ -72,30 +76,84 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def smallest_claim(n: int, comparisons: int) -> float:
+    """How many standard deviations of the paired differences the mean must be from zero for Holm's first rejection.
+
+    t(1 - alpha / 2m, n - 1) / sqrt(n) of m comparisons over n seeds.
+    """
+    return float(stats.t.isf(ALPHA / (2 * comparisons), n - 1)) / math.sqrt(n)
+
+
 def iqm(values: Sequence[float]) -> float:
     """Interquartile mean: the mean without the lowest and the highest quarter (each rounded down)."""
-    return float(_iqm(np.asarray(values, dtype=float)))
+    x_n = np.sort(np.asarray(values, dtype=float))
+    return float(_trimmed(np.ones((len(x_n), 1), dtype=np.int8), x_n)[0])
 
 
-def _iqm(values_xN: np.ndarray) -> np.ndarray:
-    n = values_xN.shape[-1]
-    cut = n // 4
-    return np.sort(values_xN, axis=-1)[..., cut : n - cut].mean(axis=-1)
+def _trimmed(counts_NR: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """Interquartile means (R,) of samples that hold the i-th of the sorted values `counts_NR[i]` times."""
+    ends_NR = counts_NR.cumsum(axis=0, dtype=np.int32)
+    size = int(ends_NR[-1, 0])
+    cut = size // 4
+    kept_NR = np.clip(ends_NR, cut, size - cut)
+    return values_N @ np.diff(kept_NR, axis=0, prepend=cut) / (size - 2 * cut)
 
 
-def iqm_interval(strata: Sequence[Sequence[float]], resamples: int = RESAMPLES) -> tuple[float, float, float]:
+def iqm_interval(
+    strata: Sequence[Sequence[float]], resamples: int = RESAMPLES, enumerated: int = ENUMERATED
+) -> tuple[float, float, float]:
     """IQM over all values and its 95% percentile interval, resampling seeds within each stratum (a setting).
 
     Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021,
-    section 4. The generator's seed is fixed: the same values give the same interval.
+    section 4. Exact where there are at most `enumerated` different resamples: each is weighed by its probability.
+    Otherwise `resamples` are drawn, from a generator whose seed is a digest of the values. The order of strata, and of
+    values within one, changes nothing.
     """
-    rng = np.random.default_rng(0)
-    parts = []
-    for stratum in strata:
-        x_n = np.asarray(stratum, dtype=float)
-        parts.append(x_n[rng.integers(0, len(x_n), size=(resamples, len(x_n)))])
-    low, high = np.percentile(_iqm(np.concatenate(parts, axis=1)), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return iqm([value for stratum in strata for value in stratum]), float(low), float(high)
+    parts = sorted(tuple(sorted(map(float, stratum))) for stratum in strata)
+    values = np.asarray([value for part in parts for value in part])
+    order = np.argsort(values, kind="stable")
+    ways = math.prod(math.comb(2 * len(part) - 1, len(part)) for part in parts)
+    if ways <= enumerated:
+        counts_NR, weights_R = _every_resample([len(part) for part in parts])
+        means_R = _trimmed(counts_NR[order], values[order])
+    else:
+        rng = np.random.default_rng(list(hashlib.sha256(repr(parts).encode()).digest()))
+        chunks = [min(CHUNK, resamples - done) for done in range(0, resamples, CHUNK)]
+        drawn = (_resamples([len(part) for part in parts], size, rng)[order] for size in chunks)
+        means_R = np.concatenate([_trimmed(counts_NR, values[order]) for counts_NR in drawn])
+        weights_R = np.full(len(means_R), 1 / len(means_R))
+    tail = (1 - LEVEL) / 2
+    return iqm(list(values)), _lowest(means_R, weights_R, tail), -_lowest(-means_R, weights_R, tail)
+
+
+def _every_resample(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """How often each value is in each of the different resamples (N, R), and their probabilities (R,)."""
+    counts_NR, weights_R = np.zeros((0, 1), dtype=np.int16), np.ones(1)
+    for n in sizes:
+        bags = [np.bincount(bag, minlength=n) for bag in combinations_with_replacement(range(n), n)]
+        shares = [math.factorial(n) / math.prod(map(math.factorial, bag.tolist())) / n**n for bag in bags]
+        own = np.asarray(bags, dtype=np.int16).T
+        counts_NR = np.concatenate([counts_NR.repeat(len(bags), axis=1), np.tile(own, (1, counts_NR.shape[1]))])
+        weights_R = np.outer(weights_R, shares).ravel()
+    return counts_NR, weights_R
+
+
+def _resamples(sizes: Sequence[int], how_many: int, rng: np.random.Generator) -> np.ndarray:
+    """Counts (N, R) of random resamples within each stratum."""
+    columns_R, parts = np.arange(how_many), []
+    for n in sizes:
+        counts_nR = np.zeros((n, how_many), dtype=np.int16)
+        for drawn_R in rng.integers(0, n, size=(n, how_many)):
+            counts_nR[drawn_R, columns_R] += 1
+        parts.append(counts_nR)
+    return np.concatenate(parts)
+
+
+def _lowest(values_R: np.ndarray, weights_R: np.ndarray, tail: float) -> float:
+    """The smallest value that has at least `tail` of the weight at or below it."""
+    order = np.argsort(values_R, kind="stable")
+    reached = np.searchsorted(weights_R[order].cumsum(), tail - 1e-12)
+    return float(values_R[order][reached])
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:

@@ -28,6 +28,11 @@ def signed(value: Interval | None) -> str:
     return f"{value.mean:+.2f} ± {_half(value)}" if value else BLANK
 
 
+def gain(value: Interval | None, n: int) -> str:
+    """A gain of a row of n seeds, with the number of those that both rows have where that is another."""
+    return signed(value) + (f" (n={value.n})" if value and value.n != n else "")
+
+
 def _half(value: Interval) -> str:
     return "–" if value.half is None else f"{value.half:.2f}"
 

@@ -91,10 +91,16 @@ def results(suite: Suite, store: Any) -> Rows:
             "status": result.status,
             "test top1": f"{result.scores['test/top1']:.2f}" if "test/top1" in result.scores else result.reason,
             "key": result.key,
-            "shown": shown.get(result.key, "no: stale"),
+            "shown": shown.get(result.key, _why_not(suite, result.seed)),
         }
         for result in sorted(store.results.values(), key=lambda r: (r.pair, r.method, r.seed, r.key))
     ]
+
+
+def _why_not(suite: Suite, seed: int) -> str:
+    """Why a stored result is on no board."""
+    outside = seed not in suite.file.seeds
+    return f"no: seed {seed} is outside the suite's" if outside else "no: stale"
 
 
 def doctor(root: Path) -> Rows:

@@ -41,6 +41,7 @@ from kdbench.cli.options import (
     refuse_hidden,
     warn,
 )
+from kdbench.cli.recipe import recipe
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
@@ -256,6 +257,7 @@ app.add_typer(show, name="show")
 app.command()(doctor)
 app.command()(export)
 app.command()(ladder)
+app.command()(recipe)
 app.command()(tune)
 
 

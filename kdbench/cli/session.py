@@ -152,9 +152,11 @@ class Session:
                 printable(f"{result.status}: {result.pair}/{result.method} seed {result.seed}: {result.reason}"),
                 markup=False,
             )
-        reused = len(summary.results) - summary.trained
-        console.print(f"{summary.trained} jobs trained, {reused} were done already.", highlight=False)
-        if reused and not summary.trained:
+        failed = len(summary.results) - summary.reused - summary.trained
+        beside = f" {failed} failed or were skipped," if failed else ""
+        trained = f"{summary.trained} jobs trained,{beside} {summary.reused} were done already."
+        console.print(trained, highlight=False)
+        if summary.reused and not summary.new:
             console.print("To train them all on this machine: --results my-results", markup=False, highlight=False)
         if published:
             console.print(f"Board: {published[0]}", markup=False, highlight=False)
@@ -179,7 +181,7 @@ class Session:
         return {
             "suite": self.suite.file.name,
             "trained": summary.trained,
-            "reused": len(summary.results) - summary.trained,
+            "reused": summary.reused,
             "results": [
                 {
                     "key": result.key,

@@ -1,8 +1,9 @@
 """Size and work of a model: parameters, and multiply-accumulates of one image.
 
 Convention: one multiply-accumulate (MAC) for each product that convolutions, linear layers and the two matrix products
-of attention sum up, in eval mode, for one image; operations of a `register`ed formula come on top. Biases, norms,
-activations, pooling, softmax and other element-wise work are not counted. Parameters count once where they are shared;
+of attention sum up, in eval mode, for one image; operations of a `register`ed formula come on top: Mamba's scan, and
+the RMS norm before its blocks, which no other family has counted (`render` says so). Biases, other norms, activations,
+pooling, softmax and other element-wise work are not counted. Parameters count once where they are shared;
 buffers do not count.
 """
 

@@ -83,7 +83,7 @@ class Crew:
         self.room = dict.fromkeys(self.devices, self.workers)  # jobs at a time on a device
         self.made: set[str] = set()
         self.broken: dict[str, str] = {}
-        self.trained = 0
+        self.new: set[str] = set()  # keys of what was done now
         self.told = False
         self.stillborn = 0  # workers that died before they were ready
 
@@ -101,7 +101,7 @@ class Crew:
                 self._check_time()
         finally:
             self._end()
-        return runner.summary(self.jobs, self.store, self.trained)
+        return runner.summary(self.jobs, self.store, self.new)
 
     # who does what ---------------------------------------------------------------------------------------------------
     def _busy(self, device: str | None = None) -> list[Hand]:
@@ -209,7 +209,7 @@ class Crew:
     def _done(self, assignment: Assignment, trained: bool) -> None:
         assert assignment.job is not None
         self.store.refresh(assignment.key)
-        self.trained += trained
+        self.new |= {assignment.key} if trained else set()
         self.listener.finished(assignment.job, self.store.results[assignment.key])
 
     # trouble ---------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class Crew:
         log = f" (log: logs/{assignment.key}.txt)" if not assignment.needs & set(self.broken) else ""
         result = runner.failed(assignment.job, reason + log)
         self.store.write(result)
-        self.trained += 1
+        self.new.add(assignment.key)
         self.listener.finished(assignment.job, self.store.results[assignment.key])
 
     # the end ---------------------------------------------------------------------------------------------------------

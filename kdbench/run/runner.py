@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +39,20 @@ class Listener:
 
 @dataclass
 class Summary:
-    """Results of this run's jobs in the order of the jobs, and how many of them had to be trained."""
+    """Results of this run's jobs in the order of the jobs, and the keys of those that it did now."""
 
     results: list[Result] = field(default_factory=list)
-    trained: int = 0
+    new: frozenset[str] = frozenset()
+
+    @property
+    def trained(self) -> int:
+        """How many were trained now; a job that failed, or was skipped, was not."""
+        return len({r.key for r in self.results if r.key in self.new and r.status in ("ok", "diverged")})
+
+    @property
+    def reused(self) -> int:
+        """How many were done before."""
+        return len(self.results) - len({r.key for r in self.results if r.key in self.new})
 
     @property
     def troubled(self) -> list[Result]:
@@ -71,7 +81,7 @@ def run(jobs: Sequence[Job], bench: Workbench, store: Store, listener: Listener 
     listener = listener or Listener()
     waiting = [job for job in jobs if not store.done(job.key)]
     broken = {role.key: reason for role in first_roles(waiting) if (reason := teach(role, bench))}
-    trained: set[str] = set()
+    new: set[str] = set()
     told = False
     while waiting:
         held: list[Job] = []
@@ -84,16 +94,16 @@ def run(jobs: Sequence[Job], bench: Workbench, store: Store, listener: Listener 
                 store.write(result)
             else:
                 try:
-                    result, new = do(job, bench, store)
+                    result, fresh = do(job, bench, store)
                 except Busy:
                     held.append(job)
                     continue
                 except OutOfMemory as error:
-                    result, new = failed(job, str(error)), True
+                    result, fresh = failed(job, str(error)), True
                     store.write(result)
-                if not new:
+                if not fresh:
                     continue
-            trained.add(job.key)
+            new.add(job.key)
             listener.finished(job, result)
         waiting = held
         if held:
@@ -102,11 +112,12 @@ def run(jobs: Sequence[Job], bench: Workbench, store: Store, listener: Listener 
                 told = True
             time.sleep(POLL)
             store.refresh(*(job.key for job in held))
-    return summary(jobs, store, len(trained))
+    return summary(jobs, store, new)
 
 
-def summary(jobs: Sequence[Job], store: Store, trained: int) -> Summary:
-    return Summary([relabelled(store.results[job.key], job) for job in jobs if job.key in store.results], trained)
+def summary(jobs: Sequence[Job], store: Store, new: Iterable[str]) -> Summary:
+    results = [relabelled(store.results[job.key], job) for job in jobs if job.key in store.results]
+    return Summary(results, frozenset(new))
 
 
 # teachers ------------------------------------------------------------------------------------------------------------

@@ -356,6 +356,36 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
             _without_effect(item, problems)
 
 
+CONTROLS = {
+    "floor": (False, "must learn without a teacher, but its method has one"),
+    "reference": (True, "must have a teacher, but its method has none"),
+}
+
+
+def controls(root: Node, methods: dict[str, Method], problems: Problems) -> None:
+    """The floor learns without a teacher, the reference with one; a default label that no method has is no mistake."""
+    labels, have = entries(root, "methods"), {pair: ["teacher", "student"] for pair in entries(root, "pairs")}
+    for item in roles(root):
+        have[item.pair].append(item.role)
+    for field, (wanted, sentence) in CONTROLS.items():
+        node = root.get(field)
+        label = SuiteFile.model_fields[field].default if node is None else _text(node)
+        if node is not None and label is not None and label not in labels:
+            problems.add(node.mark, (field,), f"no method has the label '{label}'{did_you_mean(label, labels)}")
+        if label not in methods:
+            continue
+        plans = [_plan(methods[label], tuple(dict.fromkeys(names))) for names in have.values()]
+        taught = [_taught(plan) for plan in plans if isinstance(plan, Plan)]
+        if taught and any(taught) is not wanted:
+            where, path = (labels[label].where, ("methods", label)) if node is None else (node.mark, (field,))
+            hint = f"give another label as `{field}`, or rename this one" if node is None else "give another label"
+            problems.add(where, path, f"'{label}' is the suite's {field}: it {sentence}; {hint}")
+
+
+def _taught(plan: Plan) -> bool:
+    return any(teachers for stage in plan.stages for teachers in stage.learners.values())
+
+
 def _plan(method: Method, names: tuple[str, ...]) -> Plan | str:
     try:
         found = method.plan(names)

@@ -367,7 +367,9 @@ class Tune(Spec):
     budget: Literal["trials", "gpu_seconds"] = "trials"
     gpu_seconds: Annotated[Float, Field(gt=0)] | None = None
     constraints: dict[Str, Float] = {}
-    """Upper bounds checked before training: `{macs: 40e6}`."""
+    """Upper bounds checked before training: `{macs: 40e6, parameters: 1e6, epochs: 60}`. Unless told, MACs of the
+    deployed student and training epochs, summed over stages, are bounded by the plain student's, or by those of the
+    suite's own configuration where it has more."""
     objectives: tuple[Str, ...] = ()
     """More than one gives a Pareto set: `[val/top1, macs]`."""
     space: dict[Str, Any] = {}
@@ -390,5 +392,9 @@ class SuiteFile(Spec):
     triples: tuple[Triple, ...] | None = None
     """Default: every pair with every method."""
     exclude: tuple[Triple, ...] = ()
+    floor: Name = "none"
+    """Label of the student without a teacher, over which gains are counted."""
+    reference: Name = "kd"
+    """Label of the method that claims compare with; it has a teacher."""
     seeds: Annotated[tuple[Annotated[Int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     tune: Tune | None = None

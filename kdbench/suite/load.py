@@ -70,6 +70,7 @@ def load(path: Path) -> Suite:
     checks.recipes(root, problems)
     checks.seeds(root, problems)
     checks.plans(root, methods, cells, problems)
+    checks.controls(root, methods, problems)
     search_checks.check(root, methods, problems)
     problems.stop_if_any()
     assert file is not None

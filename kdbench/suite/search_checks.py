@@ -24,7 +24,7 @@ from kdbench.suite.yaml import Node, Problems, kind
 
 VALIDATION = tuple(f"val/{metric}" for metric in ("top1", "top5", "nll", "ece", "brier"))
 COSTS = tuple(name for name in Cost.__dataclass_fields__ if name not in ("trials", "epochs"))
-STATIC = ("parameters", "macs")  # known before anything is trained
+STATIC = ("parameters", "macs", "epochs")  # known before anything is trained
 RANGE = ("low", "high", "log", "step")
 ENTRY = (*RANGE, "choices", "when")
 
@@ -68,7 +68,7 @@ def _metrics(tune: Node, problems: Problems) -> None:
     constraints = tune.get("constraints")
     for name, node in (constraints.value if constraints and isinstance(constraints.value, dict) else {}).items():
         if name not in STATIC:
-            listed = " and ".join(STATIC)
+            listed = f"{', '.join(STATIC[:-1])} and {STATIC[-1]}"
             sentence = f"cannot be bounded: only {listed} are known before training{did_you_mean(name, STATIC)}"
             problems.add(node.key or node.mark, ("tune", "constraints", name), sentence)
 

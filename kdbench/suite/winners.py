@@ -6,14 +6,17 @@ A file holds neither paths nor hosts nor times; the same trials give the same by
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from kdbench.errors import UserError, printable
-from kdbench.files import STRICT, Amount, Count, parsed, set_aside, write_atomically
-from kdbench.suite.cell import cell_of
+from kdbench.files import STRICT, Amount, Count, set_aside, validated, write_atomically
+from kdbench.suite.cell import cell_of, rises
 from kdbench.suite.job import Job, variant
 from kdbench.suite.load import Suite
 
@@ -38,12 +41,16 @@ class Winner:
     value: float
     values: list[float]  # of the trials that have one, by number
     default_value: float | None  # of the first trial, the suite's own configuration; None where it has none
-    expected_best: list[float]  # of n trials, n = 1...
     epochs: Count
     seeds: list[Count]
     sampler: str
     objectives: list[str]
     pareto: list[dict[str, Any]] | None = None  # {"overrides", "values"} where there are several objectives
+
+    @property
+    def expected_best(self) -> list[float]:
+        """Of n of the trials, n = 1, 2, ..."""
+        return expected_best(self.values, rising=rises(self.metric))
 
     def to_json(self) -> str:
         content = asdict(self)
@@ -54,11 +61,39 @@ class Winner:
     @classmethod
     def from_json(cls, text: str) -> Winner:
         """Raises ValueError, with a sentence: not such a file."""
-        winner = parsed(cls, text)
-        if not winner.expected_best:
-            raise ValueError("expected_best is empty")
+        raw = from_json(text)
+        if isinstance(raw, dict):
+            raw.pop("expected_best", None)  # stored by earlier versions, from another formula: it follows from `values`
+        winner = validated(cls, raw)
+        if not winner.values:
+            raise ValueError("values is empty")
         json.dumps([winner.overrides, winner.knobs, winner.pareto], allow_nan=False)
         return winner
+
+
+def expected_best(values: Sequence[float], *, rising: bool = True) -> list[float]:
+    """Expected best of n of the N measured trials, drawn without replacement, for n = 1..N.
+
+    sum_i V_i C(i-1, n-1) / C(N, n) over sorted V_1 <= ... <= V_N: the unbiased estimator of Tang et al., "Showing your
+    work doesn't always work", ACL 2020, eq. 7. (Dodge et al., "Show your work", EMNLP 2019, draw with replacement,
+    which is below the best value even at n = N.) Of a falling metric the expected lowest.
+    """
+    count = len(values)
+    worst_first = sorted(values, reverse=not rising)
+    return [
+        sum(value * comb(i, n - 1) for i, value in enumerate(worst_first)) / comb(count, n) for n in range(1, count + 1)
+    ]
+
+
+def pareto_front(points: Sequence[Sequence[float]], rising: Sequence[bool]) -> list[int]:
+    """Indices of the points that no other is at least as good as in everything and better in something."""
+    signed = [[value if up else -value for value, up in zip(point, rising, strict=True)] for point in points]
+
+    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+        pairs = list(zip(one, other, strict=True))
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    return [i for i, point in enumerate(signed) if not any(beats(other, point) for other in signed)]
 
 
 # files ---------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -11,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdbench.suite.cell import Cell, rises
 from kdbench.suite.fields import Tune
 from kdbench.suite.load import Suite
-from kdbench.suite.winners import Winner
+from kdbench.suite.winners import Winner, pareto_front
 from kdbench.tune.slots import seconds_of
 from kdbench.tune.study import Study
 
@@ -55,7 +54,6 @@ def winner_of(suite: Suite, cell: Cell, study: Study, tune: Tune) -> Winner | No
         value=values[best],
         values=values,
         default_value=first.trial.values[0] if first and first.verdict == "ok" and first.trial.values else None,
-        expected_best=[round(value, 6) for value in expected_best(values, rising=rising[0])],
         epochs=cell.epochs,
         seeds=list(tune.seeds),
         sampler=cell.sampler,
@@ -72,28 +70,3 @@ def effective(cell: Cell, overrides: dict[str, Any]) -> dict[str, Any]:
     """The value of every searched field that counts under these overrides."""
     full = {**cell.space.defaults, **overrides}
     return {entry.key: full.get(entry.key) for entry in cell.space.entries if cell.space.active(entry, overrides)}
-
-
-def expected_best(values: Sequence[float], *, rising: bool = True) -> list[float]:
-    """Expected best of n trials drawn with replacement from N measured ones, for n = 1..N.
-
-    sum_i V_i [(i/N)^n - ((i-1)/N)^n] over sorted V_1 <= ... <= V_N (Dodge et al., "Show your work", EMNLP 2019, eq. 5);
-    of a falling metric the expected lowest.
-    """
-    count = len(values)
-    worst_first = sorted(values, reverse=not rising)
-    return [
-        sum(value * ((i / count) ** n - ((i - 1) / count) ** n) for i, value in enumerate(worst_first, start=1))
-        for n in range(1, count + 1)
-    ]
-
-
-def pareto_front(points: Sequence[Sequence[float]], rising: Sequence[bool]) -> list[int]:
-    """Indices of the points that no other is at least as good as in everything and better in something."""
-    signed = [[value if up else -value for value, up in zip(point, rising, strict=True)] for point in points]
-
-    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-        pairs = list(zip(one, other, strict=True))
-        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-    return [i for i, point in enumerate(signed) if not any(beats(other, point) for other in signed)]

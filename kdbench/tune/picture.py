@@ -12,7 +12,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from kdbench.board.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, SETTINGS
+from kdbench.board.palette import BLUE, GREY, INK, ORANGE, PALE
+from kdbench.board.picture import SETTINGS
 from kdbench.suite.cell import rises
 from kdbench.suite.winners import Winner
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 WIDTH, ROW = 10.0, 2.6  # inches
 ACROSS = 4  # slices in a row
-HUES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#6A3D9A")  # Okabe and Ito's, and two more
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
@@ -58,8 +58,8 @@ def study_picture(
         return _svg(drawn)
 
 
-def curves(pair: str, rows: Mapping[str, Winner], *, rising: bool) -> str:
-    """Expected best of n trials of every method of a pair: who needs tuning, and who does not."""
+def curves(pair: str, rows: Mapping[str, Winner], hues: Mapping[str, str], *, rising: bool) -> str:
+    """Expected best of n trials of every method of a pair: who needs tuning, and who does not. `hues`: by label."""
     with style.context(["default", SETTINGS]):
         drawn = Figure(figsize=(WIDTH, 4.6), facecolor="white")
         axes = drawn.add_axes((0.07, 0.12, 0.68, 0.76))
@@ -68,7 +68,7 @@ def curves(pair: str, rows: Mapping[str, Winner], *, rising: bool) -> str:
         ordered = sorted(rows.items(), key=lambda item: (-item[1].value if rising else item[1].value, item[0]))
         low, high = _limits([value for _, winner in ordered for value in _shown(winner)])
         for i, (label, winner) in enumerate(ordered):
-            colour, stroke = HUES[i % len(HUES)], STROKES[(i // len(HUES)) % len(STROKES)]
+            colour, stroke = hues[label], STROKES[i % len(STROKES)]
             n = range(1, len(winner.expected_best) + 1)
             axes.plot(n, winner.expected_best, color=colour, linestyle=stroke, linewidth=1.6, label=label)
             if len(winner.expected_best) == 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import optuna
 
 from kdbench import files
+from kdbench.board.palette import palette
 from kdbench.board.text import code, grid, prose
 from kdbench.errors import UserError
 from kdbench.suite import winners
@@ -51,9 +52,12 @@ def write(path: Path, url: str, root: Path) -> list[Path]:
         )
     if not found:
         raise UserError(f"{path}: no trial of its studies has finished yet")
+    hues = palette(suite.methods, suite.file.floor, suite.file.reference)
     for pair in dict.fromkeys(cell.pair for cell in found):
         rows = {cell.label: winner for cell, winner in found.items() if cell.pair == pair}
-        pages[folder / pair / "expected-best.svg"] = curves(pair, rows, rising=rises(next(iter(rows.values())).metric))
+        pages[folder / pair / "expected-best.svg"] = curves(
+            pair, rows, hues, rising=rises(next(iter(rows.values())).metric)
+        )
     index_page = folder / "README.md"
     pages = {index_page: index(suite, found)} | pages
     try:
@@ -132,7 +136,8 @@ def index(suite: Suite, found: Mapping[Cell, Winner]) -> str:
         f"# Tuning of {suite.file.name}",
         f"Written by `kdbench tune --report`. Every method had the same budget ({_budget(tune)}) on the validation "
         "split; the suite's own configuration is the first trial of each. The curves show the best value to be "
-        "expected of *n* trials: a steep one needs tuning, a flat one does not.",
+        "expected of *n* of these trials, drawn without replacement: a steep one needs tuning, a flat one does not. "
+        "Where the sampler learns from earlier trials, fewer of them would have found less.",
     ]
     for pair in dict.fromkeys(cell.pair for cell in found):
         rows = [(cell, winner) for cell, winner in found.items() if cell.pair == pair]

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING
 import optuna
 import sqlalchemy
 
+from kdbench.board.rows import COSTLIER
 from kdbench.errors import UserError
-from kdbench.method import Refusal
+from kdbench.export.deployed import untrained
+from kdbench.method import Refusal, changes
+from kdbench.models import size
 from kdbench.models.make import Sizes
 from kdbench.result import Result
 from kdbench.run import runner
@@ -72,6 +75,7 @@ class Tuner:
         self.bench.timed = any(name.startswith(LATENCY) for cell in self.cells for name in cell.objectives)
         self.sizes = Sizes(self.bench.data, self.suite.folder)
         self.target = self.tune.trials
+        self.bounds: dict[Cell, dict[str, float]] = {}
 
     def prepare(self) -> None:
         """Try every model, make the studies, agree on the budget.
@@ -169,7 +173,7 @@ class Tuner:
         seconds: dict[str, float] = {}
         try:
             jobs = [self.job(cell, claim.overrides, seed) for seed in self.tune.seeds]
-            if broken := self._broken(jobs[0], claim.overrides):
+            if claim.slot > 0 and (broken := self._broken(cell, jobs[0])):
                 return Outcome("infeasible", reason=broken)
         except (UserError, Refusal) as refused:
             return Outcome("failed", reason=str(refused))
@@ -248,16 +252,36 @@ class Tuner:
         path.unlink(missing_ok=True)
         return result
 
-    def _broken(self, job: Job, overrides: Mapping[str, object]) -> str:
-        """Which constraint the student breaks; "" if none."""
-        if not self.tune.constraints and not any(path.startswith("student.") for path in overrides):
-            return ""
-        sizes = [self.sizes.of(job.roles[role]) for role in job.plan.answer]
-        found = {"parameters": sum(size[0] for size in sizes), "macs": sum(size[1] for size in sizes)}
-        for name, bound in self.tune.constraints.items():
+    def _broken(self, cell: Cell, job: Job) -> str:
+        """Which bound a trial breaks before it is trained; "" if none."""
+        found = self._costs(job)
+        for name, bound in self._bounds(cell).items():
             if found[name] > bound:
                 return f"{name} {found[name]:,} exceed the bound of {bound:,.0f}"
         return ""
+
+    def _bounds(self, cell: Cell) -> dict[str, float]:
+        """The suite's constraints; else what the plain student costs, or the suite's own configuration if that is more.
+
+        A method could else win by a larger student, or by training longer.
+        """
+        if cell not in self.bounds:
+            own = self.job(cell, {}, self.tune.seeds[0])
+            costs = self._costs(own)
+            macs = COSTLIER * self.sizes.of(self.suite.file.pairs[cell.pair].student)[1]
+            usual = {"macs": max(macs, costs["macs"]), "epochs": max(float(own.recipe.epochs), costs["epochs"])}
+            self.bounds[cell] = {**usual, **self.tune.constraints}
+        return self.bounds[cell]
+
+    def _costs(self, job: Job) -> dict[str, int]:
+        """Parameters and MACs of what would be deployed, and epochs summed over stages."""
+        if changes(job.method, "deploy"):
+            parameters, macs = size.count(untrained(job, self.bench), self.bench.data.shape)
+        else:
+            sizes = [self.sizes.of(job.roles[role]) for role in job.plan.answer]
+            parameters, macs = (sum(part) for part in zip(*sizes, strict=True))
+        epochs = sum(max(1, round(stage.share * job.recipe.epochs)) for stage in job.plan.stages)
+        return {"parameters": parameters, "macs": macs, "epochs": epochs}
 
 
 class Pruned(runner.Stopped):

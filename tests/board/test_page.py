@@ -24,9 +24,11 @@ from board_records import (
     settings,
     tuning,
 )
+from rich.console import Console
 
 from kdbench.board import publish
 from kdbench.board.page import Summary, index, markdown
+from kdbench.board.publish import tables as terminal
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board, Heading, Tuned
 from kdbench.board.statistics import Interval
@@ -68,8 +70,8 @@ def test_the_main_table() -> None:
     assert by_name["`kd` (reference)"] == [
         "2", "`kd` (reference)", "71.30 ± 0.50", "+1.06 ± 0.21", "", "", "5%", "5", "70.66"
     ]  # fmt: skip
-    assert by_name["**`dkd`**"][5] == "better than KD"
-    assert by_name["`bad`"][5] == "worse than KD"
+    assert by_name["**`dkd`**"][5] == "better than kd"
+    assert by_name["`bad`"][5] == "worse than kd"
 
 
 def test_the_column_of_reported_numbers_is_there_only_with_one() -> None:
@@ -86,6 +88,64 @@ def test_every_seed_is_printed() -> None:
     seeds_table = tables(page())[2]
     assert seeds_table[0] == ["test top-1 (%)", *(f"seed {i}" for i in range(5))]
     assert [float(cell) for cell in seeds_table[2][1:]] == DKD
+
+
+def test_alarms_stand_on_page_index_and_terminal() -> None:
+    rows = {"none": [x + 22.0 for x in NONE], "kd": KD, "again": KD}
+    big = [record("p", "big", seed, 88.0, macs=400_000) for seed in range(5)]
+    board = rank(heading({"p": [*rows, "big"]}), [*records("p", rows), *big])
+    teacher = "The teacher (90.00) is below the floor none (92.24), the student without it."
+    same = "kd and again are the same run to six digits, seed by seed: what they differ in had no effect."
+    text = markdown(board)
+    assert f"> **Note**: {teacher}" in text
+    assert f"> **Note**: {same}" in text
+    assert tables(text)[0][-1][5] == "unranked: costs 10× the plain student's MACs"
+    listed = index([Summary.of(board)])
+    for sentence in (teacher, same, "big costs 10× the plain student's MACs, unranked."):
+        assert f"- [demo](demo.md), p: {sentence}" in listed
+    assert Summary.read(text) == Summary.of(board)
+    assert "What to know" not in index([Summary.of(rank(heading({"p": list(PAIR)}), records("p", PAIR)))])
+    out = Console(width=200, file=io.StringIO(), color_system=None)
+    for shown in terminal(board):
+        out.print(shown)
+    said = " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
+    assert teacher in said
+    assert same in said
+    assert "costs 10× the plain student's MACs" in said
+
+
+def test_a_gain_over_fewer_seeds_has_its_own_n_and_leads_no_index() -> None:
+    given = [r for r in records("p", PAIR) if r.method != "none" or r.seed in (0, 4)]
+    board = rank(heading({"p": list(PAIR)}), given)
+    dkd = next(row for row in tables(markdown(board))[0] if "dkd" in row[1])
+    assert dkd[3].endswith(" (n=2)")
+    assert "n=" not in dkd[4]
+    assert (dkd[6], dkd[7]) == ("", "5")
+    assert Summary.of(board).best == ()
+
+
+def test_floor_and_reference_have_their_names_everywhere() -> None:
+    rows = {"plain": NONE, "soft": KD, "dkd": DKD}
+    text = page(rows, floor="plain", reference="soft")
+    assert tables(text)[0][0][3:5] == ["over plain", "over soft"]
+    assert {row[1] for row in tables(text)[0][3:]} == {"**`dkd`**", "`soft` (reference)", "`plain` (floor)"}
+    assert "over none" not in text
+    assert not re.search(r"\bkd\b|\bnone\b|\bKD\b", text)
+
+
+def test_what_is_not_shared_and_what_was_counted_are_said() -> None:
+    text = page(unpaired={"dkd": "it draws its examples itself", "gone": "it draws its examples itself"})
+    assert "every augmentation, but for `dkd` (it draws its examples itself)." in text
+    assert "all methods share" not in text
+    assert "norms before their blocks (2.5 for each number) come on top, by formula" in page(
+        roles={"p": {"student": "mamba(depth=2)"}}
+    )
+    assert "selective scan" not in page()
+
+
+def test_what_the_seeds_allow() -> None:
+    assert "What 5 seeds allow: the clearest of 3 comparisons is a claim from a mean difference of 1.8 times" in page()
+    assert "allow: the clearest" not in page({k: v[:2] for k, v in PAIR.items()}, 2)
 
 
 def test_unranked_rows_come_last_with_their_sentence() -> None:
@@ -121,7 +181,8 @@ def test_the_notes_name_conditions_teacher_claims_and_knobs() -> None:
         "epochs=30, optimizer={name=sgd, lr=0.05}",
         f"validation 89.50, test 90.00; sha256 `{TEACHER.sha256}`",
         "Reported, p `kd`: 70.66 (best test epoch; A paper, 2020)",
-        "MACs are multiply-accumulates of convolutions, linear layers and attention products",
+        "MACs are multiply-accumulates of convolutions, linear layers and attention products. Norms and",
+        "Per seed, all methods share the student's initial weights",
         "Trained and timed on Test CPU, 2 threads in fp32.",
         "torch 2.11",
         "- `dkd`: dkd(knob=1)",
@@ -217,7 +278,7 @@ def test_the_prefix_table() -> None:
     assert prefixes[2][:3] == ["1", "`weak1`", "10.0%"]
     assert [row[0] for row in prefixes[2:]] == ["1", "2", "3"]
     assert [row[-1] for row in prefixes[2:]] == ["58.00", "", "75.00 at 63% MACs"]
-    assert prefixes[4][3] == tables(text)[0][3][2]  # the whole answer is the method's row
+    assert prefixes[4][3] == tables(text)[0][-1][2]  # the whole answer is the method's row
     assert exits[0] == ["threshold", "MACs %", "top-1 (%)", "val top-1", "after 1", "after 2", "after 3"]
     assert exits[2] == ["0.5", "12.5%", exits[2][2], "61.20", "80%", "15%", "5%"]
     assert "(demo.p.anytime.svg)" in text
@@ -237,7 +298,7 @@ def test_prefixes_of_few_seeds_say_so() -> None:
     given = [*records("p", {"none": NONE, "kd": KD}), *ladder("p", "steps", 4)]
     text = markdown(rank(heading({"p": ["none", "kd", "steps"]}), given))
     assert "Prefixes of `steps`, 4 seeds (unranked: 4 of 5 seeds):" in text
-    assert "Prefixes of `steps`, 5 seeds:" in stepped()
+    assert "Prefixes of `steps`, 5 seeds (unranked: costs 6.0× the plain student's MACs):" in stepped()
 
 
 def test_a_pair_s_note_stands_under_its_heading() -> None:

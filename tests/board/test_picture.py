@@ -12,11 +12,13 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from board_records import BAD, DKD, KD, NONE, PAIR, heading, record, records, settings
+from board_records import BAD, DKD, KD, NONE, PAIR, heading, ladder, record, records, settings
 from matplotlib import style
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from kdbench.board import picture
+from kdbench.board import picture, picture_prefixes
+from kdbench.board.palette import palette
 from kdbench.board.rank import rank
 from kdbench.board.rows import Board
 
@@ -26,6 +28,16 @@ from board_records import settings
 from kdbench.board.picture import svg
 sys.stdout.buffer.write(svg(settings(3)).encode())
 """
+
+
+def of(label: str, rows: dict[str, list[float]]) -> str:
+    """The colour of a method."""
+    return palette(rows, "none", "kd")[label]
+
+
+def legend(drawn: Figure) -> list[str]:
+    (found,) = drawn.legends
+    return [text.get_text() for text in found.get_texts()]
 
 
 def crowded() -> Board:
@@ -100,9 +112,15 @@ def test_no_text_leaves_the_page_or_covers_another(board: Board) -> None:
 def test_a_row_far_below_does_not_stretch_its_strip() -> None:
     rows = {**PAIR, "broken": [x - 50.0 for x in BAD]}
     with style.context(["default", picture.SETTINGS]):
-        strip = picture.figure(rank(heading({"p": list(rows)}), records("p", rows))).axes[0]
+        drawn = picture.figure(rank(heading({"p": list(rows)}), records("p", rows)))
+    gains, strip = drawn.axes
     assert strip.get_xlim()[0] > 60.0
+    assert gains.get_xlim()[0] > -20.0
     assert "18.24" in [text.get_text() for text in strip.texts]
+    for axes in (gains, strip):
+        (edge,) = (line for line in axes.lines if line.get_marker() == "<")
+        assert (edge.get_markerfacecolor(), edge.get_markeredgecolor()) == ("white", of("broken", rows))
+    assert "below the scale" in legend(drawn)
 
 
 def test_methods_stand_in_the_board_s_order_and_unranked_last() -> None:
@@ -110,6 +128,53 @@ def test_methods_stand_in_the_board_s_order_and_unranked_last() -> None:
     with style.context(["default", picture.SETTINGS]):
         strip = picture.figure(rank(heading({"p": ["dkd", "none", "kd"]}), given)).axes[0]
     assert [label.get_text() for label in strip.get_yticklabels()] == ["kd", "none", "dkd"]
+
+
+def test_the_main_panel_shows_what_the_claims_test() -> None:
+    board = rank(heading({"p": list(PAIR)}), records("p", PAIR))
+    with style.context(["default", picture.SETTINGS]):
+        drawn = picture.figure(board)
+    gains, _ = drawn.axes
+    assert gains.get_xlabel() == "gain over kd in points, paired by seed"
+    for y, row in enumerate(board.tables[0].rows):
+        points = [line for line in gains.lines if len(line.get_xdata()) == 1 and line.get_ydata()[0] == y]  # type: ignore[arg-type,index]
+        assert points[0].get_xdata()[0] == pytest.approx(row.over_kd.mean if row.over_kd else 0.0)  # type: ignore[index]
+        (bar,) = (line for line in gains.lines if list(line.get_ydata()) == [y, y] and line.get_linewidth() == 1.7)  # type: ignore[arg-type]
+        low, high = bar.get_xdata()  # type: ignore[misc]
+        assert high - low == pytest.approx(2 * (row.over_kd.half or 0.0) if row.over_kd else 0.0)
+    assert {"better than kd", "worse than kd", "kd (reference)", "none (floor)", "teacher", "one seed"} <= set(
+        legend(drawn)
+    )
+
+
+def test_costs_are_drawn_only_where_they_differ_and_no_row_is_dropped() -> None:
+    rows = {**PAIR, "broken": [x - 50.0 for x in BAD]}
+    big = [record("p", "big", seed, KD[seed] + 5.0, macs=160_000) for seed in range(5)]
+    with style.context(["default", picture.SETTINGS]):
+        plain = picture.figure(rank(heading({"p": list(rows)}), records("p", rows)))
+        costly = picture.figure(rank(heading({"p": [*rows, "big"]}), [*records("p", rows), *big]))
+    assert len(plain.axes) == 2
+    panel = costly.axes[-1]
+    assert panel.get_xlabel() == "MACs of one image (log scale)"
+    texts = {text.get_text() for text in panel.texts}
+    assert {"big", "broken 18.24"} <= texts
+    dots = [line for line in panel.lines if len(line.get_xdata()) == 1]  # type: ignore[arg-type]
+    assert len(dots) == len(rows) + 2  # big, and the teacher
+    assert {"below the scale of costs", "unranked"} <= set(legend(costly))
+
+
+def test_a_method_has_one_colour_in_every_picture() -> None:
+    steps = ladder("p", "steps")
+    board = rank(
+        heading({"p": ["none", "dkd", "steps", "kd"]}), [*records("p", {"none": NONE, "kd": KD, "dkd": DKD}), *steps]
+    )
+    with style.context(["default", picture.SETTINGS]):
+        both = picture.figure(board), picture_prefixes.figure(board.heading, board.tables[0])
+    hues = palette(["none", "dkd", "steps", "kd"], "none", "kd")
+    assert len(set(hues.values())) == 4
+    for drawn in both:
+        used = {line.get_markeredgecolor() for axes in drawn.axes for line in axes.lines if line.get_marker() in "oXs"}
+        assert set(hues.values()) <= used
 
 
 def test_long_pair_names_make_room_for_the_teacher() -> None:
@@ -120,10 +185,10 @@ def test_long_pair_names_make_room_for_the_teacher() -> None:
     with style.context(["default", picture.SETTINGS]):
         drawn = picture.figure(board)
         drawn.draw_without_rendering()
-        for axes, pair in zip(drawn.axes, pairs, strict=False):
+        for axes, strip, pair in zip(drawn.axes[::2], drawn.axes[1::2], pairs, strict=True):
             title = axes.get_title("left")
             assert title == pair
-            (teacher,) = (text for text in axes.texts if text.get_text().startswith("teacher"))
+            (teacher,) = (text for text in strip.texts if text.get_text().startswith("teacher"))
             box = axes._left_title.get_window_extent()  # type: ignore[attr-defined]
             assert box.x0 >= 0
             assert box.x1 < teacher.get_window_extent().x0

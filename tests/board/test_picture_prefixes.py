@@ -63,7 +63,8 @@ def test_curves_dots_teacher_and_claims_stand_where_the_records_say() -> None:
     assert list(dashed.get_xdata()) == pytest.approx([12.5, 16.0, 22.0])
     assert points(axes, "D") == {(100.0, 90.0)}
     assert points(axes, "s") == {(5.0, 70.24)}  # none
-    assert points(axes, "o") == {(5.0, 71.3), (10.0, 64.2), (10.0, 66.2)}  # kd; weak2 and weak3 alone
+    assert points(axes, "o") == {(5.0, 71.3)}  # kd
+    assert points(axes, "d") == {(10.0, 64.2), (10.0, 66.2)}  # weak2 and weak3 alone
     assert points(axes, "*") == {(100.0, 91.0), (63.0, 75.0), (10.0, 58.0), (5.0, 70.66)}
     texts = {text.get_text() for text in axes.texts}
     assert {"steps", "k=1", "k=2", "weak2 alone", "kd", "none", "teacher", "broken 11.30", "k=3, reported"} <= texts
@@ -76,13 +77,51 @@ def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:
     assert (min(at_first), max(at_first)) == pytest.approx((min(seeds), max(seeds)))
 
 
+def many() -> Board:
+    """Four ladders of the same MACs, whose later roles alone are far below, and two students far below."""
+    names = ["progressive", "mpo+progressive", "opdf+progressive", "opdf-strong+progressive"]
+    rungs = [result for i, name in enumerate(names) for result in ladder("p", name, shift=0.3 * i)]
+    sunk = [
+        dataclasses.replace(r, prefixes=[dataclasses.replace(p, alone={**p.alone, "test/top1": p.scores["test/top1"]
+        if p.role == "weak1" else 12.0 + i}) for p in r.prefixes])
+        for i, r in enumerate(rungs)
+    ]  # fmt: skip
+    rows = {"none": NONE, "kd": KD, "broken": [x - 60.0 for x in KD], "bad": [x - 55.0 for x in KD]}
+    return rank(heading({"p": [*rows, *names]}), [*records("p", rows), *sunk])
+
+
+def test_names_at_a_shared_triangle_are_those_that_stand_there() -> None:
+    axes = drawn(many())
+    edge = axes.get_ylim()[0]
+    triangles = points(axes, "v")
+    assert triangles == {(5.0, round(edge, 3)), (10.0, round(edge, 3))}
+    texts = {text.get_text() for text in axes.texts}
+    assert "bad 16.30, broken 11.30" in texts
+    assert not any("alone" in text for text in texts)  # of several ladders: in the tables
+    assert len(texts) <= 12  # the ladders' ends, one name a number of roles, controls, teacher, triangles
+
+
+def test_every_mark_is_in_the_legend() -> None:
+    with style.context(["default", picture.SETTINGS]):
+        page = picture_prefixes.figure(board().heading, board().tables[0])
+    (legend,) = page.legends
+    marks = {handle.get_marker() for handle in legend.legend_handles}  # type: ignore[union-attr]
+    assert {line.get_marker() for line in page.axes[0].lines} - {"None", ""} <= marks | {"None", ""}
+    words = {text.get_text() for text in legend.get_texts()}
+    assert {"first k roles together", "early exit", "a later role alone", "reported by the paper"} <= words
+
+
 def test_of_many_students_with_the_same_macs_the_controls_and_the_best_are_named() -> None:
     texts = {text.get_text() for text in drawn(crowded()).texts}
     assert {"none", "kd", "dkd", "progressive", "progressive-bdistil"} <= texts
     assert not any(text.startswith("progressive-bdistil-") for text in texts)
 
 
-@pytest.mark.parametrize("made", [board(), crowded(), board([*ladder("p", "steps")])], ids=["one", "crowded", "alone"])
+@pytest.mark.parametrize(
+    "made",
+    [board(), crowded(), board([*ladder("p", "steps")]), many()],
+    ids=["one", "crowded", "alone", "many"],
+)
 def test_no_text_leaves_the_page_or_covers_another(made: Board) -> None:
     with style.context(["default", picture.SETTINGS]):
         page = picture_prefixes.figure(made.heading, made.tables[0])

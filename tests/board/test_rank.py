@@ -246,6 +246,75 @@ def test_reported_numbers_find_their_rows() -> None:
     assert found.teacher.reported == claims["p", "teacher"]
 
 
+def test_floor_and_reference_are_those_that_the_suite_declares() -> None:
+    rows = {"plain": NONE, "soft": KD, "none": DKD, "kd": BAD}
+    suite = heading({"p": list(rows)}, floor="plain", reference="soft")
+    found = rank(suite, records("p", rows)).tables[0]
+    own = rank(heading({"p": list(PAIR)}), records("p", PAIR)).tables[0]
+    for label, usual in (("none", "dkd"), ("kd", "bad"), ("soft", "kd"), ("plain", "none")):
+        assert (row(found, label).gain, row(found, label).over_kd) == (row(own, usual).gain, row(own, usual).over_kd)
+    assert suite.claimed(row(found, "none")) == "better than soft"
+    assert suite.claimed(row(found, "plain")) == "worse than soft"
+
+
+def test_better_than_the_reference_but_not_than_the_floor_says_both() -> None:
+    rows = {"none": [x + 3.0 for x in DKD], "kd": KD, "dkd": DKD}
+    board = rank(heading({"p": list(rows)}), records("p", rows))
+    dkd = row(board.tables[0], "dkd")
+    assert dkd.claim == BETTER
+    assert not dkd.sound
+    assert board.heading.claimed(dkd) == "better than kd, but not separable from none"  # always 3 below: no spread
+    assert "dkd is better than kd, but not separable from none" in board.tables[0].warnings
+    usual = row(table(PAIR), "dkd")
+    assert heading({"p": list(PAIR)}).claimed(usual) == "better than kd"
+    assert not table(PAIR).warnings
+
+
+def test_a_teacher_below_the_floor_is_told() -> None:
+    above = {"none": [x + 22.0 for x in NONE], "kd": KD}
+    (warning, *_) = table(above).warnings
+    assert warning.startswith("The teacher (90.00) is below the floor none (92.24)")
+
+
+def test_rows_that_are_the_same_run_to_six_digits_share_a_sentence() -> None:
+    nearly = [x + 1e-6 for x in KD]
+    assert table({**PAIR, "again": nearly}).warnings == (
+        "kd and again are the same run to six digits, seed by seed: what they differ in had no effect",
+    )
+    assert not table({**PAIR, "again": [*KD[:4], KD[4] + 0.01]}).warnings
+    other = [record("p", "again", s, KD[s], scores={"test/top1": KD[s], "test/nll": 0.51}) for s in range(5)]
+    assert not rank(heading({"p": [*PAIR, "again"]}), [*records("p", PAIR), *other]).tables[0].warnings
+
+
+@pytest.mark.parametrize(("macs", "ranked"), [(40_000, True), (42_000, True), (42_100, False), (670_000, False)])
+def test_a_costlier_student_is_of_another_class(macs: int, ranked: bool) -> None:
+    big = [record("p", "big", seed, 88.0 + 0.1 * seed, macs=macs) for seed in range(5)]
+    found = rank(heading({"p": [*PAIR, "big"]}), [*records("p", PAIR), *big]).tables[0]
+    assert (row(found, "big").place == 1) is ranked
+    if not ranked:
+        words = "1.05×" if macs < 50_000 else "17×"
+        assert row(found, "big").why_unranked == f"costs {words} the plain student's MACs"
+        assert row(found, "big").gain is not None
+        assert [r.label for r in found.rows] == ["dkd", "kd", "none", "bad", "big"]
+        without = table(PAIR)
+        assert [r.p_holm for r in found.rows[:4]] == [r.p_holm for r in without.rows]  # no part of the family
+
+
+def test_a_partial_floor_crowns_nobody() -> None:
+    """none at seeds 0 and 4 only, the others at 0 to 4."""
+    given = [r for r in records("p", PAIR) if r.method != "none" or r.seed in (0, 4)]
+    found = rank(heading({"p": list(PAIR)}), given).tables[0]
+    dkd = row(found, "dkd")
+    assert dkd.gain is not None
+    assert (dkd.n, dkd.gain.n, dkd.recovered) == (5, 2, None)
+    assert found.leader is None
+    assert table(PAIR).leader == row(table(PAIR), "dkd")
+    late = [r for r in records("p", PAIR) if (r.method, r.seed) != ("bad", 4)]
+    assert rank(heading({"p": list(PAIR)}), late).tables[0].leader is None  # whoever waits might be first
+    failed = [*late, record("p", "bad", 4, 0.0, status="diverged", reason="NaN", scores={})]
+    assert rank(heading({"p": list(PAIR)}), failed).tables[0].leader is not None  # a failure is a result
+
+
 def test_across_settings() -> None:
     across = settings(6).across
     assert across is not None

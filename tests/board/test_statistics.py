@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.board.statistics import holm, interval, iqm, iqm_interval, mean_ranks, paired, wilcoxon
+from kdbench.board.statistics import holm, interval, iqm, iqm_interval, mean_ranks, paired, smallest_claim, wilcoxon
 
 FIVE = [70.1, 70.9, 69.8, 71.2, 70.4]
 
@@ -97,6 +97,40 @@ def test_the_bootstrap_interval_is_the_exact_one_of_two_seeds() -> None:
     # One stratum of two seeds: all means over the four equally likely resamples are 0, 1/2, 1/2, 1.
     values = sorted(np.mean(pick) for pick in itertools.product([0.0, 1.0], repeat=2))
     assert iqm_interval([[0.0, 1.0]]) == (0.5, values[0], values[-1])
+
+
+@pytest.mark.parametrize("strata", [[[0.3, -1.0, 2.5]], [[0.3, -1.0, 2.5], [5.0, 1.0, 1.25]], [[1.0, 2.0, 4.0, 8.0]]])
+def test_few_resamples_are_all_looked_at(strata: list[list[float]]) -> None:
+    picks = itertools.product(*(itertools.product(stratum, repeat=len(stratum)) for stratum in strata))
+    means = sorted(stats.trim_mean([x for part in pick for x in part], 0.25) for pick in picks)
+    cut = math.ceil(0.025 * len(means) - 1e-9)
+    middle, low, high = iqm_interval(strata)
+    assert middle == pytest.approx(stats.trim_mean([x for part in strata for x in part], 0.25))
+    assert (low, high) == pytest.approx((means[cut - 1], means[-cut]))
+
+
+def test_many_resamples_are_near_the_exact_interval() -> None:
+    strata = [[0.3, -1.0, 2.5, 0.75, 4.0], [5.0, 1.0, 1.25, -3.0, 0.5]]
+    drawn = iqm_interval(strata, resamples=200_000, enumerated=0)
+    assert drawn == pytest.approx(iqm_interval(strata), abs=0.03)
+
+
+def test_neither_the_order_of_settings_nor_that_of_seeds_changes_the_interval() -> None:
+    strata = [list(np.random.default_rng(i).normal(size=5)) for i in range(4)]
+    first = iqm_interval(strata, resamples=5_000, enumerated=0)
+    assert iqm_interval([stratum[::-1] for stratum in strata[::-1]], resamples=5_000, enumerated=0) == first
+    other = iqm_interval([*strata[:-1], [x + 1e-6 for x in strata[-1]]], resamples=5_000, enumerated=0)
+    assert other[1:] == pytest.approx(first[1:], abs=0.1)
+    assert other != first
+
+
+def test_the_smallest_claim_is_where_holm_first_rejects() -> None:
+    needed = smallest_claim(5, 4)
+    noise = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    noise /= noise.std(ddof=1)
+    for factor, claimed in ((1.001, True), (0.999, False)):
+        p = interval(list(noise + factor * needed)).p
+        assert (holm([p, 0.9, 0.9, 0.9])[0] < 0.05) is claimed
 
 
 def test_the_bootstrap_interval_is_near_the_normal_one_and_repeats() -> None:

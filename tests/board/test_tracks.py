@@ -68,7 +68,6 @@ def winner(suite: Suite, label: str, overrides: dict[str, Any], **changes: Any) 
         "value": 71.5,
         "values": [70.0, 71.5],
         "default_value": 70.0,
-        "expected_best": [70.75, 71.125, 71.3, 71.4],
         "epochs": 4,
         "seeds": [1000],
         "sampler": "tpe",

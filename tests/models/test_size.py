@@ -190,3 +190,15 @@ def test_a_formula_for_a_custom_operator(monkeypatch) -> None:
     assert flops.count(Scanning(), (1, 1, 7)) == (14, 14)
     flops.register(torch.ops.kdbench_test.scan, lambda x, *, out_shape, **_: 3 * x[0] * x[1])
     assert flops.count(Scanning(), (1, 1, 7)) == (14, 14 + 21)
+
+
+def test_what_the_board_says_of_mamba_s_formulas_is_what_comes_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4.5 for each channel, state and token and 2 for skip and gate of the scan; 2.5 for each number of a norm."""
+    depth, dim, state, tokens = 3, 16, 4, 16
+    options = {"depth": depth, "dim": dim, "patch": 2, "d_state": state, "expand": 2}
+    model = models.build("mamba", options, classes=10, channels=1, size=8)
+    full = flops.count(model, (1, 8, 8))[1]
+    monkeypatch.setattr(flops, "_FORMULAS", {})
+    channels = 2 * dim
+    formulas = depth * tokens * (channels * (4.5 * state + 2) + 2.5 * dim)
+    assert full - flops.count(model, (1, 8, 8))[1] == formulas

@@ -207,7 +207,11 @@ def test_trouble_in_one_job_is_a_result_and_the_others_go_on(desk: Desk, kind: s
     assert [(r.method, r.status) for r in troubled] == [("odd", status)] * 2
     assert all(reason in r.reason for r in troubled)
     assert sum(r.status == "ok" for r in summary.results) == 4
-    assert desk.run().trained == (0 if status == "diverged" else 2)  # a divergence is final, the rest is tried again
+    assert summary.trained == (6 if status == "diverged" else 4)  # what failed, or was skipped, was not trained
+    assert summary.reused == 0
+    again = desk.run()
+    assert len(again.new) == (0 if status == "diverged" else 2)  # a divergence is final, the rest is tried again
+    assert (again.trained, again.reused) == (0, 6 - len(again.new))
     if status == "failed":
         (log,) = {r.reason.partition("log: ")[2].rstrip(")") for r in troubled[:1]}
         assert "ZeroDivisionError" in (desk.folder / "runs" / log).read_text()

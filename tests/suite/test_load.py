@@ -37,6 +37,12 @@ class Plain(_Free):
         if self.layers == 13:
             raise ValueError("13 is unlucky")
 """,
+    "alone": """
+@dataclass(frozen=True)
+class Alone(_Free):
+    def plan(self, roles):
+        return Plan((Stage({"student": ()}),))
+""",
     "chain": """
 @dataclass(frozen=True)
 class Chain(Wrapper):
@@ -115,6 +121,36 @@ def swap(old: str, new: str) -> str:
 
 def knobs(text: str) -> list[str]:
     return lines(swap("{method: ./plain.py}", "{method: ./plain.py, " + text + "}"))
+
+
+CONTROLS = (
+    BASE
+    + """\
+  alone: {method: ./alone.py}
+  none: {method: ./alone.py}
+  kd: {method: ./plain.py}
+"""
+)
+
+
+def test_floor_and_reference_are_declared_and_checked(folder: Path) -> None:
+    assert (of(CONTROLS).file.floor, of(CONTROLS).file.reference) == ("none", "kd")
+    assert of(CONTROLS + "floor: alone\nreference: plain\n").file.floor == "alone"
+    taught = "must learn without a teacher, but its method has one"
+    assert lines(CONTROLS + "floor: plain\n") == [
+        f"s.yaml:11:8: floor: 'plain' is the suite's floor: it {taught}; give another label"
+    ]
+    assert lines(CONTROLS + "reference: alone\n") == [
+        "s.yaml:11:12: reference: 'alone' is the suite's reference: it must have a teacher, but its method has none; "
+        "give another label"
+    ]
+    assert lines(CONTROLS + "floor: nonne\n") == [
+        "s.yaml:11:8: floor: no method has the label 'nonne' (did you mean 'none'?)"
+    ]
+    assert lines(CONTROLS.replace("none: {method: ./alone.py}", "none: {method: ./plain.py}")) == [
+        f"s.yaml:9:3: methods.none: 'none' is the suite's floor: it {taught}; give another label as `floor`, or rename "
+        "this one"
+    ]
 
 
 def test_a_small_suite(folder: Path) -> None:
@@ -464,7 +500,7 @@ def test_mistakes_in_lists(folder: Path, text: str, line: str) -> None:
         ("objectives: [macs, macs]", "22: tune.objectives[1]: objective 'macs' is given twice"),
         (
             "constraints: {mcas: 4e6}",
-            "17: tune.constraints.mcas: cannot be bounded: only parameters and macs are known before training"
+            "17: tune.constraints.mcas: cannot be bounded: only parameters, macs and epochs are known before training"
             " (did you mean 'macs'?)",
         ),
         ("budget: gpu_seconds", "11: tune.budget: needs `gpu_seconds` beside it: how many"),

@@ -10,32 +10,43 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.suite.winners import Winner, path_of, read, write
-from kdbench.tune.best import expected_best, pareto_front
+from kdbench.suite.winners import Winner, expected_best, pareto_front, path_of, read, write
 
 
 def winner(**changes) -> Winner:
     values = {
         "suite": "s", "pair": "p", "method": "kd", "space_hash": "0" * 12, "overrides": {"temperature": 2.5},
         "knobs": {"temperature": 2.5}, "trials": 3, "pruned": 1, "failed": 0, "gpu_seconds": 3.5, "metric": "val/top1",
-        "value": 2.0, "values": [1.0, 2.0], "default_value": 1.0, "expected_best": [1.5, 1.75], "epochs": 3,
+        "value": 2.0, "values": [1.0, 2.0], "default_value": 1.0, "epochs": 3,
         "seeds": [1000], "sampler": "tpe", "objectives": ["val/top1"],
     }  # fmt: skip
     return Winner(**{**values, **changes})
 
 
 @pytest.mark.parametrize("rising", [True, False])
-def test_expected_best_is_the_mean_over_all_draws(rising: bool) -> None:
+def test_expected_best_is_the_mean_over_all_draws_without_replacement(rising: bool) -> None:
     values = [3.0, 1.0, 4.0, 1.5]
     best = max if rising else min
     for n, found in enumerate(expected_best(values, rising=rising), start=1):
-        draws = [best(draw) for draw in itertools.product(values, repeat=n)]
+        draws = [best(draw) for draw in itertools.combinations(values, n)]
         assert found == pytest.approx(sum(draws) / len(draws))
 
 
 def test_expected_best_of_one_value_is_that_value() -> None:
     assert expected_best([7.0]) == [7.0]
     assert expected_best([]) == []
+
+
+def test_all_of_a_grid_find_its_best_for_certain(tmp_path: Path) -> None:
+    values = [31.5, 44.72, 40.0, 38.25, 42.0]
+    assert expected_best(values)[-1] == 44.72
+    path = write(winner(values=values), tmp_path)
+    raw = json.loads(path.read_text())
+    assert "expected_best" not in raw
+    path.write_text(json.dumps({**raw, "expected_best": [1.0, 2.0]}))  # as earlier versions wrote it
+    found = read(tmp_path, "s", "p", "kd")
+    assert found is not None
+    assert found.expected_best == expected_best(values)
 
 
 def test_a_pareto_set_holds_what_nothing_beats() -> None:

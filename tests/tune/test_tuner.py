@@ -197,6 +197,31 @@ def test_what_breaks_a_constraint_is_never_trained(tmp_path) -> None:
     assert [slot.verdict for slot in drawn.values()] == ["ok"] * 3
 
 
+def test_unless_told_a_trial_costs_no_more_than_the_plain_student_or_the_suite_s_own(tmp_path) -> None:
+    """kd: the plain student's epochs; simkd: its own MACs, which are more, but not those of a larger head."""
+    methods = "  none:\n  simkd: {factor: 4}\n  born_again: {generations: 1}\n"
+    text = SUITE.replace("  none:\n  kd:\n", methods)
+    searched = "space: {factor: [4, 1], generations: [1, 2], recipe.epochs: [2, 3]}"
+
+    def tuner_of(folder: str, tune: str) -> Tuner:
+        return Desk(tmp_path / folder, with_tune(tune, text)).open()
+
+    def broken(tuner: Tuner, label: str, overrides: dict[str, object]) -> str:
+        (cell,) = (cell for cell in tuner.cells if cell.label == label)
+        return tuner._broken(cell, tuner.job(cell, overrides, 1000))
+
+    usual = tuner_of("usual", f"trials: 3, {searched}")
+    for label in ("none", "simkd", "born_again"):
+        assert broken(usual, label, {}) == ""  # the suite's own may always be tried
+    assert broken(usual, "none", {"recipe.epochs": 3}) == "epochs 3 exceed the bound of 2"
+    assert broken(usual, "born_again", {"generations": 2}) == "epochs 6 exceed the bound of 4"
+    assert broken(usual, "simkd", {"factor": 1}).startswith("macs ")
+    told = tuner_of("told", f"trials: 3, constraints: {{epochs: 6, macs: 1e9}}, {searched}")
+    assert broken(told, "born_again", {"generations": 2}) == ""
+    assert broken(told, "simkd", {"factor": 1}) == ""
+    assert broken(told, "none", {"recipe.epochs": 3}) == ""
+
+
 def test_conditions_hold_in_every_trial(tmp_path) -> None:
     space = "{temperature: {low: 1, high: 8, when: {ce_weight: 0.5}}, ce_weight: [0.1, 0.5], kd_weight: [0.9]}"
     tuner = Desk(tmp_path / "d", with_tune(f"trials: 8, sampler: random, space: {space}")).tune()

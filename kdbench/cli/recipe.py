@@ -1,0 +1,57 @@
+"""`kdbench recipe`: see kdbench/tune/floor.py."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, Device, NoPlugins, Results, Runs, SuitePath, console, emit
+from kdbench.errors import UserError
+
+DEFAULT = "0.5,1,2,4"
+
+
+def recipe(
+    suite: SuitePath,
+    factors: Annotated[str, typer.Option("--factors", help="Multiples of the recipe's learning rate.")] = DEFAULT,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    results: Results = LEADERBOARD,
+    runs: Runs = RUNS,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Train the floor (the student without a teacher) at several learning rates: has the recipe's converged?
+
+    A floor whose rate is too low makes every method look good that takes larger steps. Looks at the validation split
+    only, on seeds that the suite does not use; what is found goes to recipes/<suite>.json, and the board says it.
+    """
+    from kdbench.run.opened import Setting
+    from kdbench.suite import rates
+    from kdbench.tune.floor import sweep
+
+    try:
+        chosen = tuple(float(part) for part in factors.split(","))
+    except ValueError:
+        chosen = ()
+    if not chosen or not all(0 < factor < 1e6 for factor in chosen):
+        raise UserError(f"--factors {factors}: expects numbers above 0, such as {DEFAULT}")
+    screen = console(stderr=True)
+    opened = Setting(suite, data_root, results, runs).open(device, lambda text: screen.print(f"warning: {text}"))
+    label = opened.suite.file.floor
+    if not any(cell == label for _, cell in opened.suite.cells):
+        raise UserError(f"{suite}: has no method '{label}' that could be the floor: add it, or set `floor`")
+    floors = sweep(
+        opened,
+        label,
+        f"val/{opened.bench.data.task.headline.name}",
+        chosen,
+        lambda job, verdict: screen.print(f"{job.name} seed {job.seed}: {verdict}", markup=False, highlight=False),
+    )
+    rows: list[dict[str, object]] = []
+    for floor in floors:
+        scores = {f"x{factor}": f"{score:.2f}" for factor, score in floor.scores.items()}
+        verdict = f"not converged: a higher rate gains {floor.left:.2f}" if floor.left > 0.5 else "converged"
+        rows.append({"pair": floor.pair, "rate": f"{floor.rate:g}", **scores, "verdict": verdict})
+    emit(rows, False)
+    typer.echo(str(rates.write(results, opened.suite.file.name, floors)))

@@ -1,0 +1,70 @@
+"""What `kdbench recipe` found: the floor of each pair at several learning rates, on the validation split.
+
+Most of what a method seems to gain can be the size of its steps: a floor whose rate is too low is beaten by whatever
+makes the loss larger. One file a suite, `recipes/<suite>.json` beside the boards, to be committed with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kdbench.files import write_atomically
+from kdbench.suite.job import digest, variant
+from kdbench.suite.load import Suite
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The floor of one pair: validation scores by factor of the recipe's learning rate, means over `seeds`."""
+
+    pair: str
+    hash: str  # of the floor's job without its seed: another recipe, student or data set is another floor
+    metric: str
+    rate: float  # the recipe's
+    seeds: tuple[int, ...]
+    scores: Mapping[str, float]  # factor as text -> mean
+
+    @property
+    def best(self) -> float:
+        """The factor with the highest score; of equal ones the smallest."""
+        return min((-score, float(factor)) for factor, score in self.scores.items())[1]
+
+    @property
+    def left(self) -> float:
+        """How much a higher rate would gain over the recipe's own; 0 where none does."""
+        own = self.scores["1"]
+        return max(0.0, max(score - own for factor, score in self.scores.items() if float(factor) > 1))
+
+
+def hash_of(suite: Suite, pair: str, label: str) -> str:
+    content = variant(suite, pair, label, {}).content
+    return digest({name: value for name, value in content.items() if name != "seed"})
+
+
+def path_of(root: Path, suite: str) -> Path:
+    return root / "recipes" / f"{suite}.json"
+
+
+def write(root: Path, suite: str, floors: list[Floor]) -> Path:
+    path = path_of(root, suite)
+    text = json.dumps([asdict(floor) for floor in floors], indent=1, sort_keys=True) + "\n"
+    write_atomically(path, text.encode())
+    return path
+
+
+def current(suite: Suite, root: Path, label: str) -> dict[str, Floor]:
+    """The floors that were measured for the suite as it is now, by pair; what cannot be read counts as not measured."""
+    try:
+        stored = json.loads(path_of(root, suite.file.name).read_text(encoding="utf-8"))
+        floors = [Floor(**{**item, "seeds": tuple(item["seeds"])}) for item in stored]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    cells = set(suite.cells)
+    return {
+        floor.pair: floor
+        for floor in floors
+        if (floor.pair, label) in cells and floor.hash == hash_of(suite, floor.pair, label)
+    }
