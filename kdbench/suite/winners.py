@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from kdbench.errors import UserError, printable
-from kdbench.files import STRICT, Amount, Count, set_aside, validated, write_atomically
+from kdbench.files import STRICT, Amount, Count, parsed, set_aside, write_atomically
 from kdbench.suite.cell import cell_of, rises
 from kdbench.suite.job import Job, variant
 from kdbench.suite.load import Suite
@@ -64,7 +64,7 @@ class Winner:
         raw = from_json(text)
         if isinstance(raw, dict):
             raw.pop("expected_best", None)  # stored by earlier versions, from another formula: it follows from `values`
-        winner = validated(cls, raw)
+        winner = parsed(cls, json.dumps(raw))
         if not winner.values:
             raise ValueError("values is empty")
         json.dumps([winner.overrides, winner.knobs, winner.pareto], allow_nan=False)
