@@ -18,12 +18,14 @@ except ImportError as error:
 for _module in ("contract", "data_contract", "declarations", "method_contract", "model_contract", "task_contract"):
     pytest.register_assert_rewrite(f"kdbench.testing.{_module}")
 
-from kdbench.testing.data_contract import DataContract  # noqa: E402 (pytest rewrites what is imported after it is told)
+from kdbench.testing.contract import Contract  # noqa: E402 (pytest rewrites what is imported after it is told)
+from kdbench.testing.data_contract import DataContract  # noqa: E402
 from kdbench.testing.method_contract import MethodContract, VanishesWhenEqual  # noqa: E402
 from kdbench.testing.model_contract import ModelContract  # noqa: E402
 from kdbench.testing.problem import Problem, batch  # noqa: E402
 from kdbench.testing.task_contract import TaskContract  # noqa: E402
 
 __all__ = [
-    "DataContract", "MethodContract", "ModelContract", "Problem", "TaskContract", "VanishesWhenEqual", "batch",
+    "Contract", "DataContract", "MethodContract", "ModelContract", "Problem", "TaskContract", "VanishesWhenEqual",
+    "batch",
 ]  # fmt: skip
