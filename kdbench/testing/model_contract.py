@@ -39,7 +39,7 @@ class ModelContract(Contract):
 
     def made(self, model: str, seed: int = 0, **changes: int) -> nn.Module:
         """The model with the weights of a seed."""
-        given = {"classes": self.classes, "channels": self.shape[0], "size": self.shape[1]} | changes
+        given: dict[str, Any] = {"classes": self.classes, "channels": self.shape[0], "size": self.shape[1]} | changes
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return models.build(model, self.options, folder=self.folder, **given)

@@ -22,6 +22,11 @@ COLD = frozenset({"needs", "plan", "prepare", "deploy", "sample", "heads", "revi
 class _Operations(TorchDispatchMode):
     """Refuses operations whose result's shape or value the host must know."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would load its compiler, for seconds, to keep it away from what nobody compiles here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.partition(".")[0]
         masks = name in ("index", "index_put", "index_put_") and any(
