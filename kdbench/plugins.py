@@ -135,9 +135,7 @@ def _installed_class(kind: str, name: str, base: type[Base]) -> type[Base]:
     for part in point.attr.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise LookupError(
-            f"{title} cannot be loaded: {point.value} is not a subclass of {base.__module__}.{base.__name__}"
-        )
+        raise LookupError(f"{title} cannot be loaded: {point.value} is not a subclass of kdbench.{base.__name__}")
     return found
 
 
@@ -173,7 +171,7 @@ def _only(module: types.ModuleType, title: str, base: type[Base], noun: str) -> 
     if not found:
         members = ", ".join(f"`{name}`" for name in sorted(getattr(base, "__abstractmethods__", ())))
         needs = f" with a {members}" if members else ""
-        raise LookupError(f"{title} has no {noun}: define a subclass of {base.__module__}.{base.__name__}{needs}")
+        raise LookupError(f"{title} has no {noun}: define a subclass of kdbench.{base.__name__}{needs}")
     raise LookupError(f"{title} has several {noun}s ({', '.join(found)}): name one like the file, or split it")
 
 

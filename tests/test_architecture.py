@@ -10,7 +10,21 @@ import pytest
 import kdbench
 
 PACKAGE = Path(kdbench.__file__).parent
-ROOMS = ("door", "methods", "tasks", "suite", "data", "models", "train", "run", "board", "export", "tune", "cli")
+ROOMS = [
+    "door",
+    "methods",
+    "tasks",
+    "suite",
+    "data",
+    "models",
+    "train",
+    "testing",
+    "run",
+    "board",
+    "export",
+    "tune",
+    "cli",
+]
 
 
 def room(path: Path) -> str:
@@ -47,6 +61,12 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main_
 def test_imports_point_one_way() -> None:
     order = ROOMS.index
     assert [(p.name, t) for p in FILES for t in imports(p) if order(target_room(t)) > order(room(p))] == []
+
+
+def test_nothing_in_the_product_imports_its_tests() -> None:
+    assert [p.name for p in FILES if room(p) != "testing" for t in imports(p) if target_room(t) == "testing"] == []
+    found = [p.name for p in FILES if "import pytest" in p.read_text(encoding="utf-8") and room(p) != "testing"]
+    assert found == []
 
 
 def test_every_file_has_a_room_and_no_two_modules_differ_by_an_ending_alone() -> None:

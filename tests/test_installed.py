@@ -266,7 +266,7 @@ def test_tasks_are_found_like_methods(tmp_path: Path, install: Install) -> None:
     assert plugins.plugin_class("tasks", "./own.py", tmp_path, Task).__name__ == "Own"  # type: ignore[type-abstract]
     for name, expected in (
         ("rank", "unknown task 'rank' (did you mean 'ranks'?)"),
-        ("none", f"task 'none' of package ranks has no task: define a subclass of {__name__}.Task with a `score`"),
+        ("none", "task 'none' of package ranks has no task: define a subclass of kdbench.Task with a `score`"),
     ):
         with pytest.raises(LookupError) as caught:
             plugins.plugin_class("tasks", name, tmp_path, Task)  # type: ignore[type-abstract]

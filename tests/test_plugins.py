@@ -92,7 +92,7 @@ def test_of_several_methods_the_one_named_like_the_file_is_meant(tmp_path: Path)
 
 def test_an_imported_class_is_not_the_files_own(tmp_path: Path) -> None:
     write(tmp_path, "mine.py", tail="from kdbench.method import Wrapper\n")
-    expected = "'./mine.py' has no method: define a subclass of kdbench.method.Method with a `loss`"
+    expected = "'./mine.py' has no method: define a subclass of kdbench.Method with a `loss`"
     assert sentence("./mine.py", tmp_path) == expected
 
 
@@ -138,7 +138,7 @@ def test_installed_methods(tmp_path: Path, install) -> None:  # type: ignore[no-
     )
     for name, value in (("absent", "kdb_plug:Nope"), ("wrong", "kdb_plug:dataclass")):
         assert sentence(name, tmp_path) == (
-            f"method '{name}' of module kdb_plug cannot be loaded: {value} is not a subclass of kdbench.method.Method"
+            f"method '{name}' of module kdb_plug cannot be loaded: {value} is not a subclass of kdbench.Method"
         )
 
 

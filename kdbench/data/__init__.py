@@ -212,7 +212,7 @@ def _read(data: fields.Data, root: Path, folder: Path) -> Any:
 def _checked(name: str, raw: Any) -> Raw:
     """Raises UserError unless the arrays are what `Raw` promises: user's files are checked like ours."""
     if not isinstance(raw, Raw):
-        raise UserError(f"data set '{name}' must return a kdbench.data.Raw, not {type(raw).__name__}")
+        raise UserError(f"data set '{name}' must return a kdbench.Raw, not {type(raw).__name__}")
     shape = np.shape(raw.train_images)
     for part in ("train", "test", *(() if raw.val_images is None else ("val",))):
         images, labels = _images(getattr(raw, f"{part}_images")), np.asarray(getattr(raw, f"{part}_labels"))

@@ -112,13 +112,10 @@ def _answer(name: str, suffix: str, found: Deployed, card: Card, suite: str, see
         given: dict[str, Any] = {"classes": shape.classes, "channels": shape.channels, "size": shape.size}
         given |= {"input_size": spec.input_size} if spec.input_size else {}
         network = card.networks[0]
-        library, made = "kdbench.models", f'kdbench.models.build("{network.model}", {dict(network.options)!r}'
+        library, made = "kdbench", f'kdbench.build("{network.model}", {dict(network.options)!r}'
         made += f"{_listed(given)})"
     else:
-        library, made = (
-            "kdbench.export.deployed",
-            f'kdbench.export.deployed.architecture("{suite}", "{card.pair}/{card.label}"',
-        )
+        library, made = "kdbench", f'kdbench.architecture("{suite}", "{card.pair}/{card.label}"'
         options: dict[str, Any] = {} if seed is None else {"seed": seed}
         options |= {"tuned": "leaderboard"} if card.track == "tuned" else {}
         made += f"{_listed(options)})"

@@ -499,7 +499,7 @@ def test_one_card_lists_all_formats_of_a_model(trained: Path, tmp_path: Path) ->
     exported(trained, "cnn/both", tmp_path / "m.safetensors")
     text = (tmp_path / "m.md").read_text()
     assert "torch.export.load" in code_of(text, "m.pt2")
-    assert "kdbench.export.deployed.architecture" in code_of(text, "m.safetensors")
+    assert "kdbench.architecture(" in code_of(text, "m.safetensors")
     assert "The answer is the sum of the networks' logits." in text
     (tmp_path / "m.pt2").unlink()
     exported(trained, "cnn/both", tmp_path / "m.safetensors", "--force")

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_nets import CLASSES, EXAMPLES, Net, Problem, Tap, batch, maps, profile, seeded
+from small_nets import CLASSES, EXAMPLES, STUDENTS, Net, Problem, Tap, batch, maps, profile, seeded
 from torch import nn
 
 from kdbench.method import Refusal
@@ -18,7 +18,7 @@ from kdbench.methods.crd import CRD, contrast, moved, nce
 from kdbench.methods.fitnet import FitNet, fitnet_loss, regressor
 from kdbench.methods.rkd import RKD, relations, rkd_loss
 from kdbench.methods.simkd import SimKD, projector, simkd_loss
-from kdbench.methods.sp import sp_loss
+from kdbench.methods.sp import SP, sp_loss
 
 MADE = torch.Generator().manual_seed(0)
 
@@ -364,12 +364,8 @@ class Tail(Net):
         del self.fc
         self.tail, self.fc = layer, nn.Linear(features, CLASSES)
 
-    def taps(self, x):
-        taps = {}
-        for i, block in enumerate(self.blocks):
-            x = taps[f"block{i + 1}"] = block(x)
-        taps["pooled"] = self.tail(x).mean((2, 3))
-        return self.fc(taps["pooled"]), taps
+    def pooled(self, x):
+        return self.tail(x).mean((2, 3))
 
 
 @pytest.mark.parametrize(
@@ -398,3 +394,29 @@ def test_simkd_takes_one_teacher_whose_classifier_is_trained() -> None:
     assistant = SimKD().prepare(maps(), "ta", {"teacher": maps()})
     with pytest.raises(Refusal, match="ta cannot teach student"):
         SimKD().prepare(maps(), "student", {"ta": assistant})
+
+
+# kinds of features ---------------------------------------------------------------------------------------------------
+TOKENS = ("tokens", "tokens with a class token")
+
+
+@pytest.mark.parametrize(
+    ("method", "takes"),
+    [
+        (AT(), TOKENS),
+        (SimKD(), ()),
+        (FitNet(), (*TOKENS, "vectors")),
+        (CRD(), (*TOKENS, "tokens of no square", "vectors")),
+        (RKD(), (*TOKENS, "tokens of no square", "vectors")),
+        (SP(), (*TOKENS, "tokens of no square", "vectors")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_else_than_maps_it_takes(method, takes) -> None:
+    """Maps of any width, size and number are taken by all."""
+    for student in STUDENTS:
+        if ("tokens" in student or student == "vectors") and student not in takes:
+            with pytest.raises(Refusal):
+                Problem(method, student)
+            continue
+        assert all(term.isfinite() for term in Problem(method, student).terms(batch()).values())
