@@ -5,11 +5,11 @@ M. H. Aslam, C. Martinez, M. Pedersoli, A. Koerich, A. Etemad, E. Granger. ECML 
     r_k = dropout(v_t),  k = 1..N        a = softmax_k(<s, r_k> / 5),  below its 0.9-quantile 0, made to sum to 1
     L = w_ce CE + w mean_bd (s - sum_k a_k r_k)^2
 
-s and v_t are the pooled features (B, D) that enter the classifiers; draws show the teacher's uncertainty, and the student
-picks those that it is near to (a has a gradient). N 30, 5, 0.9 and weights 1/2 are the released values; with N = 30
-three draws are left. Dropout acts on the pooled feature alone: the exact special case of a teacher with dropout before
-its classifier, which needs no further pass; the rate (the teacher's own in the paper) is ours. The paper's teacher is
-of the student's architecture; for other widths the student's feature goes through a learnt linear layer.
+s and v_t are the pooled features (B, D) that enter the classifiers; draws show the teacher's uncertainty, and the
+student picks those that it is near to (a has a gradient). N 30, 5, 0.9 and weights 1/2 are the released values; with
+N = 30 three draws are left. Dropout acts on the pooled feature alone: the exact special case of a teacher with dropout
+before its classifier, which needs no further pass; the rate (the teacher's own in the paper) is ours. The paper's
+teacher is of the student's architecture; for other widths the student's feature goes through a learnt linear layer.
 The released student stays in eval mode after its first validation, and is then trained by labels alone: not so here.
 """
 
