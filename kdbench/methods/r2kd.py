@@ -44,11 +44,11 @@ def soft_ranks(values_RC: Tensor, width: float) -> Tensor:
 
 def rank_distance(log_s_BC: Tensor, log_t_BC: Tensor, width: float | None) -> Tensor:
     """1 - mean rank correlation of rows, in [0, 2]; without `width` of exact ranks, which have no gradient. Scalar."""
-    ranks = (
+    ranks_s, ranks_t = (
         log_BC.argsort(1).argsort(1).to(log_BC.dtype) if width is None else soft_ranks(log_BC, width)
         for log_BC in (log_s_BC, log_t_BC)
     )
-    return 1 - pearson(*ranks, dim=1).mean()
+    return 1 - pearson(ranks_s, ranks_t, dim=1).mean()
 
 
 def pruned(model: nn.Module, amount: float) -> nn.Module:
