@@ -205,28 +205,15 @@ def test_the_choice_has_a_gradient() -> None:
     assert not torch.allclose(s.grad, without, atol=1e-3)
 
 
-def test_dropout_of_nothing_is_regression_and_draws_keep_their_mean() -> None:
-    problem, given = Problem(SGKD(dropout=0.0, weight=1.0), dtype=torch.float64), batch(dtype=torch.float64)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_draws_are_dropout_of_the_teacher_s_feature(rate: float) -> None:
+    problem, given = Problem(SGKD(dropout=rate, draws=3, weight=2.0), dtype=torch.float64), batch(dtype=torch.float64)
     learner, teachers = problem.outs(given.x)
-    expected = (problem.heads(learner.pooled) - teachers["teacher"].pooled).square().mean()
-    assert problem.terms(given)["sgkd"].item() == pytest.approx(expected.item(), rel=1e-9)
-    values = [
-        Problem(SGKD(dropout=rate), dtype=torch.float64).terms(batch(dtype=torch.float64))["sgkd"].item()
-        for rate in (0.0, 0.5)
-    ]
-    assert values[0] != values[1]
-    mean = SGKD(dropout=0.5, draws=100, quantile=0.0, scale=50.0, weight=1.0)
-    many = [
-        Problem(mean, dtype=torch.float64).terms(batch(seed=seed, dtype=torch.float64))["sgkd"].item()
-        for seed in range(3)
-    ]
-    plain = [
-        Problem(dataclasses.replace(mean, dropout=0.0), dtype=torch.float64)
-        .terms(batch(seed=seed, dtype=torch.float64))["sgkd"]
-        .item()
-        for seed in range(3)
-    ]
-    assert many == pytest.approx(plain, rel=0.15)
+    v_BD, s_BD = teachers["teacher"].pooled, problem.heads(learner.pooled)
+    uniform = torch.rand((3, *v_BD.shape), generator=torch.Generator().manual_seed(1))  # the seed of `batch`
+    draws = torch.where(uniform < rate, torch.zeros_like(v_BD), v_BD / (1 - rate))
+    expected = guided(s_BD, draws, 5.0, 0.9) if rate else (s_BD - v_BD).square().mean()
+    assert problem.terms(given)["sgkd"].item() == pytest.approx(2 * expected.item(), rel=1e-9)
 
 
 def test_equal_widths_need_no_layer_and_several_teachers_are_refused() -> None:
