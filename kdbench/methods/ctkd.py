@@ -17,14 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import wide
-from kdbench.method import Method, Wrapper, knob
+from kdbench.method import Method, Wrapper, chain, knob
 from kdbench.methods.kd import KD
-from kdbench.methods.ls import through
+from kdbench.methods.ls import LS, through
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,13 +44,18 @@ def curriculum(epoch: int, epochs: int) -> float:
 class CTKD(Wrapper):
     """Curriculum temperature: learnt against the student, for whatever logit method it wraps (Li et al. 2023)."""
 
+    extends: ClassVar[tuple[str, ...]] = ("loss",)
+
     over: Method = KD(temperature=1.0, ce_weight=0.1, kd_weight=0.9)
     start: float = knob(1.0, "T begins at 1 + span sigmoid(start)", low=-4.0, high=4.0)
     span: float = knob(20.0, "T is between 1 and 1 + span", low=1.0, high=40.0)
     curriculum_epochs: int = knob(10, "epochs until the gradient is wholly reversed", low=1, high=240)
 
     def __post_init__(self) -> None:
-        if getattr(self.over, "temperature", 1.0) != 1.0:
+        inside = [method for _, method in chain(self.over)]
+        if any(isinstance(method, LS) for method in inside):
+            raise ValueError("ls inside would undo every temperature: put it around ctkd")
+        if any(getattr(method, "temperature", 1.0) != 1.0 for method in inside):
             raise ValueError("ctkd learns the temperature: give the method inside `temperature: 1`")
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.losses import wide
@@ -59,6 +59,8 @@ def through(
 @dataclass(frozen=True)
 class LS(Wrapper):
     """Logit standardisation, for whatever logit method it wraps (Sun et al. 2024)."""
+
+    extends: ClassVar[tuple[str, ...]] = ("loss",)
 
     over: Method = KD(temperature=2.0, ce_weight=0.1, kd_weight=9.0)
 

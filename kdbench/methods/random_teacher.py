@@ -17,7 +17,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
@@ -53,6 +53,8 @@ def untrained(model: nn.Module) -> nn.Module:
 @dataclass(frozen=True)
 class RandomTeacher(Wrapper):
     """An untrained teacher, for whatever logit method it wraps (control; Sarnthein et al. 2023)."""
+
+    extends: ClassVar[tuple[str, ...]] = ("loss",)
 
     over: Method = KD()
 

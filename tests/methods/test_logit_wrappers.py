@@ -13,7 +13,7 @@ from small_nets import CLASSES, Problem, batch, maps, profile, seeded
 
 from kdbench.batch import Out
 from kdbench.losses import cross_entropy, soft_kl
-from kdbench.method import Refusal
+from kdbench.method import Refusal, clashes
 from kdbench.methods.ctkd import CTKD, curriculum, reversed_gradient
 from kdbench.methods.dkd import DKD, dkd_loss
 from kdbench.methods.fitnet import FitNet
@@ -158,9 +158,21 @@ def test_the_student_s_gradient_is_not_reversed() -> None:
 
 
 def test_a_temperature_inside_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature: 1"):
-        CTKD(KD())
+    for inner in (KD(), RandomTeacher(KD())):
+        with pytest.raises(ValueError, match="temperature: 1"):
+            CTKD(inner)
+    with pytest.raises(ValueError, match="put it around ctkd"):
+        CTKD(LS(KD(temperature=1.0)))
     assert CTKD(NoTeacher()) is not None
+
+
+def test_standardised_logits_have_a_learnt_temperature() -> None:
+    method = LS(CTKD())
+    assert clashes(method) == clashes(RandomTeacher(method)) == []
+    found = said(method, heads=heated(CTKD(), 0.0))
+    assert found["ce"].item() == pytest.approx(0.1 * cross_entropy(Z_S, TARGETS).item())
+    expected = 0.9 * soft_kl(standardised(Z_S), standardised(Z_T), 11.0)
+    assert found["kd"].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 # function matching ---------------------------------------------------------------------------------------------------
