@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdbench.batch import Batch, Out
-from kdbench.lazy import torch
+from kdbench.batch import Batch, Out, Profile
+from kdbench.lazy import nn, torch
 from kdbench.losses import log_probabilities, mean_of, soft_kl, supervised, wide
 from kdbench.method import Method, Plan, Refusal, Stage, knob
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def log_average(rows: list[Tensor], weights: list[float], temperature: float) -> Tensor:
@@ -50,10 +50,17 @@ class MultiKD(Method):
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         further = tuple(role for role in roles if re.fullmatch(r"teacher\d+", role)) or ("teacher2",)
-        teachers = ("teacher", *further)
+        return Plan(stages=(Stage({"student": self._weighed(("teacher", *further))}),))
+
+    def _weighed(self, teachers: tuple[str, ...]) -> tuple[str, ...]:
         if self.weights and len(self.weights) != len(teachers):
-            raise Refusal(f"it has {len(self.weights)} weights for {len(teachers)} teachers ({', '.join(teachers)})")
-        return Plan(stages=(Stage({"student": teachers}),))
+            listed = ", ".join(teachers)
+            raise Refusal(f"multi_kd has {len(self.weights)} weights for {len(teachers)} teachers ({listed})")
+        return teachers
+
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+        self._weighed(tuple(teachers))  # a wrapper around may have another plan
+        return nn.Module()
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         kd = self._distance(learner.rows, [t.rows for t in teachers.values()])

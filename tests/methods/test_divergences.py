@@ -8,10 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_nets import batch
+from small_nets import Problem, batch
 
 from kdbench.batch import Out
 from kdbench.losses import cross_entropy, kl_rows, log_probabilities, soft_kl
+from kdbench.method import Refusal
+from kdbench.methods.chain import Chain
 from kdbench.methods.jsd import JSD, jsd
 from kdbench.methods.logit_mse import LogitMSE
 from kdbench.methods.multi_kd import MultiKD
@@ -228,7 +230,9 @@ def test_its_teachers_are_the_pair_s() -> None:
     plan = MultiKD().plan(("teacher", "student", "ta", "teacher3", "teacher2"))
     assert plan.stages[0].learners == {"student": ("teacher", "teacher3", "teacher2")}
     assert MultiKD().plan(("teacher", "student")).frozen == ("teacher", "teacher2"), "the missing one is told"
-    with pytest.raises(Exception, match="3 weights for 2 teachers"):
+    with pytest.raises(Refusal, match="3 weights for 2 teachers"):
         MultiKD(weights=(1.0, 1.0, 1.0)).plan(("teacher", "student", "teacher2"))
+    with pytest.raises(Refusal, match="2 weights for 1 teachers"):
+        Problem(Chain(MultiKD(weights=(1.0, 1.0))))
     with pytest.raises(ValueError, match="above 0"):
         MultiKD(weights=(0.0, 0.0))
