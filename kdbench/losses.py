@@ -60,6 +60,16 @@ def row_mean(terms: Tensor, targets: Targets) -> Tensor:
     return (weight * terms).sum() / weight.sum().clamp_min(1)
 
 
+def log_probabilities(rows: Tensor, temperature: float = 1.0) -> Tensor:
+    """ln softmax(z / T) of logits (R, C), in float32 or wider."""
+    return F.log_softmax(wide(rows) / temperature, dim=1)
+
+
+def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of each row, from logarithms of probabilities (R, C); nats, (R,). Both may have a gradient."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
 def soft_kl(logits_s_BC: Tensor, logits_t_BC: Tensor, temperature: float) -> Tensor:
     """T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T)); nats, scalar.
 
