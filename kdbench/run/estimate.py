@@ -15,6 +15,7 @@ from kdbench.suite.fields import Model, Recipe
 from kdbench.suite.job import Job
 from kdbench.train.frozen import exact
 from kdbench.train.provenance import device_name
+from kdbench.train.stage import length
 from kdbench.train.workbench import Workbench
 
 
@@ -42,14 +43,14 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
         if times := known.get((job.pair, job.label)):
             out[job.key] = mean(times)
             continue
-        steps = max(1, len(bench.data.train.labels) // job.recipe.batch_size) * job.recipe.epochs
+        whole = length(job.recipe, 1.0, len(bench.data.train.labels))
         total = 0.0
         for stage in job.plan.stages:
             teachers = {t for ts in stage.learners.values() for t in ts} - set(stage.learners)
             total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[0] for role in stage.learners)
             if not exact(job.method, job.recipe):  # else they run once
                 total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[1] for role in teachers)
-        out[job.key] = steps * total
+        out[job.key] = whole.steps * whole.accumulate * total
     return out
 
 

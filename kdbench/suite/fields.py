@@ -133,11 +133,18 @@ class Schedule(Spec):
     name: Literal["cosine", "multistep", "constant"] = "cosine"
     warmup_epochs: Annotated[Float, Field(ge=0)] = 0.0
     """Linear warm-up from 0."""
+    warmup_steps: Annotated[Annotated[Int, Field(ge=0)], Since(2)] = 0
+    """The same, of a recipe that counts `steps`."""
     milestones: tuple[Annotated[Int, Field(ge=1)], ...] = ()
-    """Epochs at which multistep multiplies the rate by `gamma`."""
+    """Epochs (or steps, of a recipe that counts those) at which multistep multiplies the rate by `gamma`."""
     gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
     min_factor: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Where cosine ends, as a factor of the initial rate."""
+
+    @property
+    def warmup(self) -> float:
+        """In the recipe's unit of time."""
+        return self.warmup_epochs or self.warmup_steps
 
     @model_validator(mode="after")
     def _milestones(self) -> Schedule:
@@ -153,9 +160,14 @@ class Schedule(Spec):
 class Recipe(Spec):
     """How every method of a suite is trained."""
 
-    epochs: Annotated[Int, Field(ge=1)]
+    epochs: Annotated[Int, Field(ge=1)] | None = None
+    """How long a stage of share 1 is; or give `steps`."""
+    steps: Annotated[Annotated[Int, Field(ge=1)] | None, Since(2)] = None
+    """Optimiser steps instead of epochs, where an epoch is long or sets of different sizes are compared."""
     batch_size: Annotated[Int, Field(ge=2)] = 128
     """The last, smaller batch of an epoch is dropped, as is usual; sets smaller than a batch are one batch."""
+    accumulate: Annotated[Annotated[Int, Field(ge=1)], Since(2)] = 1
+    """Batches of one optimiser step, whose gradients are averaged: for machines that cannot hold a larger batch."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
@@ -165,19 +177,40 @@ class Recipe(Spec):
     """auto: fp32 on CPU, bf16 autocast on CUDA; what was used is recorded."""
     compile: Annotated[Bool, Outside("changes no weight")] = False
     """torch.compile every model (not part of a job's identity)."""
-    validate_every: Annotated[Int, Field(ge=1), Outside("changes no weight")] = 1
-    """Epochs between validations of the learners; the last epoch is always validated."""
+    validate_every: Annotated[Annotated[Int, Field(ge=1)] | None, Outside("changes no weight")] = None
+    """Epochs between validations of the learners; with `steps`, steps. Default: an epoch. The end is validated too."""
+    checkpoint_every: Annotated[Annotated[Int, Field(ge=1)] | None, Outside("changes no weight")] = None
+    """Steps between checkpoints, where an epoch is long. Default: after an epoch, at most every five seconds."""
     teacher_logits: Annotated[Literal["live", "stored"], Since(2)] = "live"
     """stored: roles that teach without learning say once what they say of each training image, where that is exact:
     without augmentation, for methods that see logits only and leave batches as they are. Other methods run live."""
 
+    @property
+    def unit(self) -> Literal["epoch", "step"]:
+        """In which time is counted: by the schedule too."""
+        return "epoch" if self.steps is None else "step"
+
+    @property
+    def length(self) -> int:
+        """Epochs, or steps where the recipe counts those."""
+        return self.steps or self.epochs or 0
+
     @model_validator(mode="after")
     def _within(self) -> Recipe:
-        late = [m for m in self.schedule.milestones if m >= self.epochs]
+        if self.epochs is None and self.steps is None:
+            raise ValueError("needs `epochs`, or `steps`")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("choose one of `epochs` and `steps`")
+        schedule, unit = self.schedule, self.unit
+        wrong = "warmup_epochs" if unit == "step" and schedule.warmup_epochs else ""
+        wrong = "warmup_steps" if unit == "epoch" and schedule.warmup_steps else wrong
+        if wrong:
+            raise ValueError(f"schedule.{wrong} does not go with `{unit}s`: give schedule.warmup_{unit}s")
+        late = [m for m in schedule.milestones if m >= self.length]
         if late:
-            raise ValueError(f"milestone {late[0]} is not before the last epoch ({self.epochs})")
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(f"warm-up of {self.schedule.warmup_epochs:g} epochs leaves none of {self.epochs}")
+            raise ValueError(f"milestone {late[0]} is not before the last {unit} ({self.length})")
+        if schedule.warmup >= self.length:
+            raise ValueError(f"warm-up of {schedule.warmup:g} {unit}s leaves none of {self.length}")
         return self
 
 
@@ -201,8 +234,11 @@ def patched(recipe: Recipe, override: BaseModel | None) -> Recipe:
     """`recipe` with the fields that `override` sets; a changed schedule or optimiser name starts from defaults."""
     if override is None:
         return recipe
-    values = recipe.model_dump()
-    for name, value in override.model_dump(exclude_unset=True).items():
+    values, given = recipe.model_dump(), override.model_dump(exclude_unset=True)
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):  # who counts in one unit no longer does in the other
+        if given.get(one) is not None and given.get(other) is None:
+            values[other] = None
+    for name, value in given.items():
         if isinstance(value, dict) and isinstance(values.get(name), dict):
             renamed = "name" in value and value["name"] != values[name].get("name")
             values[name] = value if renamed else {**values[name], **value}

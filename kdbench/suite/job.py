@@ -185,13 +185,13 @@ def _cell(
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with another number of epochs; milestones and warm-up shrink with it."""
-    scale = epochs / recipe.epochs
+    """The recipe with another number of epochs (also one of steps); milestones and warm-up shrink with it."""
+    scale = epochs / recipe.length
     milestones = sorted({max(1, round(m * scale)) for m in recipe.schedule.milestones if round(m * scale) < epochs})
     schedule = recipe.schedule.model_copy(
-        update={"milestones": tuple(milestones), "warmup_epochs": recipe.schedule.warmup_epochs * scale}
+        update={"milestones": tuple(milestones), "warmup_epochs": recipe.schedule.warmup * scale, "warmup_steps": 0}
     )
-    return recipe.model_copy(update={"epochs": epochs, "schedule": schedule})
+    return recipe.model_copy(update={"epochs": epochs, "steps": None, "schedule": schedule})
 
 
 def freeze(

@@ -1,17 +1,18 @@
 """The only training loop. It names no method.
 
 A plan's stages are trained in turn. In a stage every learner is one model with its heads and its optimiser; a role
-that teaches without learning is in eval mode under no_grad. Metrics accumulate on the device and are read once an
-epoch, so that a step never waits for the host.
+that teaches without learning is in eval mode under no_grad. Metrics accumulate on the device and are read once a
+report (an epoch, or so many steps), so that a step never waits for the host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,25 +26,18 @@ from kdbench.streams import derive, draw, order, seeded
 from kdbench.tasks import classification, combined
 from kdbench.train import evaluate
 from kdbench.train.frozen import Live, Stored, exact, say
+from kdbench.train.interrupt import Interrupt
 from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
+from kdbench.train.stage import Learner, Length, StageRun, length, restore, states_of
 from kdbench.train.state import Diverged, Progress, State, Sum, Trained, Training
 
 
-@dataclass
-class Learner:
-    """One role while it learns."""
-
-    model: nn.Module
-    heads: nn.Module
-    optimizer: torch.optim.Optimizer
-    forward: Tapped
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
 class Engine:
-    """Trains one task. `save` is called with the state after every epoch, `watch` with the progress."""
+    """Trains one task. `watch` hears of every report's progress; `save` is given the state, to keep it.
+
+    It is kept after a report, but at most every `spacing` seconds; at the end of a stage, every
+    `recipe.checkpoint_every` steps, and before whatever interrupts the training, in any case.
+    """
 
     def __init__(
         self,
@@ -52,8 +46,12 @@ class Engine:
         state: State | None = None,
         save: Callable[[State], None] = lambda state: None,
         watch: Callable[[Progress], None] = lambda progress: None,
+        spacing: float = 0.0,
     ) -> None:
-        self.training, self.save, self.watch = training, save, watch
+        self.training, self.save, self.watch, self.spacing = training, save, watch, spacing
+        self.saved = -math.inf  # when it was last, on the monotonic clock
+        self.saved_at = (-1, -1)  # stage and steps of it
+        self.interrupt = Interrupt()
         self.needs = training.method.needs()
         self.models = dict(training.models)
         self.heads: dict[str, nn.Module] = {}
@@ -76,7 +74,10 @@ class Engine:
         for number, stage in enumerate(plan.stages):
             learners = self._learners(number, stage, resumed)
             if number >= self.state.stage:
-                self._stage(number, stage, learners)
+                before = [self._length(earlier) for earlier in plan.stages[:number]]
+                epochs, reports = sum(one.epochs for one in before), sum(one.reports for one in before)
+                with self.interrupt:
+                    self._stage(StageRun(number, stage, self._length(stage), epochs, reports, learners))
             for learner in learners.values():
                 learner.forward.close()
                 learner.model.requires_grad_(False).eval()
@@ -89,7 +90,7 @@ class Engine:
             seconds=self.state.seconds,
             cpu_seconds=self.state.cpu_seconds,
             images=self.state.images,
-            epochs=sum(self._epochs(stage) for stage in plan.stages),
+            epochs=sum(self._length(stage).epochs for stage in plan.stages),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
             head_parameters=sum(self._trained_in(heads) for heads in self.heads.values()),
             notes=tuple(self.state.notes),
@@ -100,8 +101,8 @@ class Engine:
         trained = {id(p) for parameters in self.trainable.values() for p in parameters}
         return sum(p.numel() for p in heads.parameters() if id(p) in trained)
 
-    def _epochs(self, stage: Stage) -> int:
-        return max(1, round(stage.share * self.training.recipe.epochs))
+    def _length(self, stage: Stage) -> Length:
+        return length(self.training.recipe, stage.share, self.examples)
 
     def _learners(self, number: int, stage: Stage, resumed: Mapping[str, Any]) -> dict[str, Learner]:
         """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
@@ -175,35 +176,65 @@ class Engine:
         names = (*(self.needs.learner if role in stage.learners else ()), *(self.needs.teacher if teaches else ()))
         return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.training.recipe.compile)
 
-    def _stage(self, number: int, stage: Stage, learners: dict[str, Learner]) -> None:
+    def _stage(self, run: StageRun) -> None:
+        state = self.state
         with self._timed():
-            frozen = self._frozen(stage)
-        epochs, last = self._epochs(stage), number == len(self.training.plan.stages) - 1
-        for epoch in range(self.state.epoch if number == self.state.stage else 0, epochs):
-            before, images = self.state.seconds, self.state.images
+            run.frozen = self._frozen(run.stage)
+        if run.number == state.stage:
+            run.resume(state)
+        seconds, images = state.seconds, state.images
+        while not run.finished:
             with self._timed():
-                metrics = self._epoch(number, epoch, epochs, stage, learners, frozen)
-            if (epoch + 1) % self.training.recipe.validate_every == 0 or epoch + 1 == epochs:
-                metrics |= self._validate(stage, last)
-            if epoch + 1 == epochs and self.needs.probe:
-                metrics |= self._review(epoch, epochs, learners)
-            for name, value in metrics.items():
-                curve = self.state.curves.setdefault(name, [])
-                curve += [None] * (sum(map(self._epochs, self.training.plan.stages[:number])) + epoch - len(curve))
-                curve.append(value)
-            self.state.stage, self.state.epoch = number, epoch + 1
-            self.state.tensors = {
-                "models": {role: self.models[role].state_dict() for role in self.heads},
-                "heads": {role: heads.state_dict() for role, heads in self.heads.items()},
-                "optimizers": {role: learner.optimizer.state_dict() for role, learner in learners.items()},
-            }
-            self.save(self.state)
-            speed = (self.state.images - images) / max(self.state.seconds - before, 1e-9)
-            self.watch(
-                Progress(number, len(self.training.plan.stages), epoch, epochs, speed, metrics, self.state.seconds)
-            )
-        for teacher in frozen.values():
+                self._steps(run, run.steps_ahead(self.training.recipe.checkpoint_every))
+                metrics = self._means(run) if run.reports_now and run.batches else None
+            if metrics is None:  # a checkpoint is due, the epoch is over, or somebody has asked to stop
+                self._keep(run, due=self.interrupt.asked or self._is_checkpoint(run))
+            else:
+                speed = (state.images - images) / max(state.seconds - seconds, 1e-9)
+                self._report(run, metrics, speed)
+                seconds, images = state.seconds, state.images
+            self.interrupt.raise_if_asked()
+        for teacher in run.frozen.values():
             teacher.close()
+
+    def _is_checkpoint(self, run: StageRun) -> bool:
+        every = self.training.recipe.checkpoint_every
+        return every is not None and run.done % every == 0
+
+    def _report(self, run: StageRun, metrics: dict[str, float], speed: float) -> None:
+        """Validate, add to the curves, keep the state, tell `watch`."""
+        recipe, plan = self.training.recipe, self.training.plan
+        if recipe.steps is not None or run.report % (recipe.validate_every or 1) == 0 or run.finished:
+            metrics |= self._validate(run.stage, run.number == len(plan.stages) - 1)
+        if run.finished and self.needs.probe:
+            metrics |= self._review(run)
+        for name, value in metrics.items():
+            curve = self.state.curves.setdefault(name, [])
+            curve += [None] * (run.first_report + run.report - 1 - len(curve))
+            curve.append(value)
+        self._keep(run, due=run.finished or self.interrupt.asked or self._is_checkpoint(run))
+        at, of = (run.report, run.length.reports) if recipe.steps is None else (run.done, run.length.steps)
+        progress = Progress(run.number, len(plan.stages), at - 1, of, speed, metrics, self.state.seconds, recipe.unit)
+        try:
+            self.watch(progress)
+        except BaseException:
+            self._keep(run, due=True)
+            raise
+
+    def _keep(self, run: StageRun, due: bool) -> None:
+        """Note where the training stands; save it if that is `due`, or was last done long enough ago."""
+        state = self.state
+        state.stage, state.epoch, state.step = run.number, run.epoch, run.step
+        state.tensors = {
+            "models": {role: self.models[role].state_dict() for role in self.heads},
+            "heads": {role: heads.state_dict() for role, heads in self.heads.items()},
+            "optimizers": {role: learner.optimizer.state_dict() for role, learner in run.learners.items()},
+            "inside": run.inside(),
+        }
+        at = (run.number, run.done)
+        if at != self.saved_at and (due or time.monotonic() - self.saved >= self.spacing):
+            self.save(state)
+            self.saved, self.saved_at = time.monotonic(), at
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -213,93 +244,112 @@ class Engine:
         self.state.seconds += time.perf_counter() - start
         self.state.cpu_seconds += time.process_time() - cpu
 
-    # one epoch -------------------------------------------------------------------------------------------------------
-    def _indices(self, number: int, epoch: int, epochs: int, learners: dict[str, Learner]) -> Tensor:
+    # steps -----------------------------------------------------------------------------------------------------------
+    def _indices(self, run: StageRun) -> Tensor:
         """The examples of an epoch in order: a permutation, or a weighted draw where the method samples."""
         seed = self.training.seed
         if self.needs.probe:
-            role, learner = next(iter(learners.items()))
-            weights_N = self.training.method.sample(self._probe(role, learner, epoch, epochs))
+            role, learner = next(iter(run.learners.items()))
+            weights_N = self.training.method.sample(self._probe(role, learner, run.epoch, run.length.epochs))
             if weights_N is not None:
-                return draw(seed, epoch, weights_N, stage=number)
-        return order(seed, epoch, self.examples, stage=number, device=self.device)
+                return draw(seed, run.epoch, weights_N, stage=run.number)
+        return order(seed, run.epoch, self.examples, stage=run.number, device=self.device)
 
     def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
         data = self.training.data
         logits_NC = evaluate.split_logits(learner.model, data.train, data, self.precision)
         return Probe(logits_NC, data.train.labels, epoch, epochs, role, learner.heads)
 
-    def _review(self, epoch: int, epochs: int, learners: dict[str, Learner]) -> dict[str, float]:
+    def _review(self, run: StageRun) -> dict[str, float]:
         """What the method says about learners whose stage is over: values for the curves; sentences are kept."""
         values: dict[str, float] = {}
-        for role, learner in learners.items():
-            found = self.training.method.review(self._probe(role, learner, epoch, epochs))
+        epochs = run.length.epochs
+        for role, learner in run.learners.items():
+            found = self.training.method.review(self._probe(role, learner, epochs - 1, epochs))
             values |= {f"train/{role}/{name}": value for name, value in found.values.items()}
             self.state.notes += found.notes
         return values
 
-    def _epoch(
-        self,
-        number: int,
-        epoch: int,
-        epochs: int,
-        stage: Stage,
-        learners: dict[str, Learner],
-        frozen: dict[str, Live | Stored],
-    ) -> dict[str, float]:
-        training, recipe, data = self.training, self.training.recipe, self.training.data
-        size = min(recipe.batch_size, self.examples)
-        steps = self.examples // size
-        indices = self._indices(number, epoch, epochs, learners)
-        for learner in learners.values():
+    def _steps(self, run: StageRun, count: int) -> None:
+        """The next `count` optimiser steps, all of one epoch; fewer where somebody asks to stop."""
+        training, recipe, length, epoch = self.training, self.training.recipe, run.length, run.epoch
+        if run.indices is None:
+            run.indices = self._indices(run)
+        for learner in run.learners.values():
             learner.model.train()
             learner.heads.train()
-        rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", number, epoch))
-        sums: dict[str, Tensor] = {}
-        # Stages see different augmentations: their epochs are counted on.
-        key = (training.seed, epoch + sum(map(self._epochs, training.plan.stages[:number])))
-        batches = indices[: steps * size].split(size)
+        step = slice(run.step * length.accumulate, (run.step + count) * length.accumulate)
+        batches = run.indices[: len(run.indices) // length.batch * length.batch].split(length.batch)[step]
+        key = (training.seed, run.first_epoch + epoch)
         pixels = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
+        rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", run.number, epoch))
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
-        with seeded(training.seed, "dropout", number, epoch):
-            for step, (index_B, seen) in enumerate(zip(batches, pixels, strict=True)):
-                targets = data.task.targets(data.train.labels[index_B])
-                (x, *views), targets = mixed(seen, targets, index_B, recipe, key)
-                batch = Batch(x, targets, index_B, data.task, epoch, epochs, rng, number, tuple(views))
-                batch = training.method.batch(batch)
-                if self.needs.hard_labels and not batch.targets.hard:
-                    name = type(training.method).__name__
-                    raise Refusal(f"{name} needs hard labels, but the targets of its batches are mixed or smoothed")
-                for name, value in self._step(batch, stage, learners, frozen).items():
-                    sums[name] = sums[name] + value if name in sums else value
-                factor = rate_factor(recipe.schedule, epoch * steps + step, epochs * steps, recipe.epochs)
-                for learner in learners.values():
-                    if recipe.clip_norm:
-                        nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
-                    set_rate(learner.optimizer, factor)
-                    learner.optimizer.step()
-                    learner.optimizer.zero_grad(set_to_none=True)
-        self.state.images += steps * size
-        means = dict(zip(sums, (torch.stack(list(sums.values())) / steps).tolist(), strict=True))  # the only sync
+        with seeded(training.seed, "dropout", run.number, epoch), contextlib.closing(pixels):
+            if run.generators:
+                restore(rng, run.generators)
+            for number, (index_B, seen) in enumerate(zip(batches, pixels, strict=True), 1):
+                run.add(self._step(self._batch(run, index_B, seen, key, rng), run))
+                if number % length.accumulate:
+                    continue
+                self._update(run)
+                run.advance()
+                if self.interrupt.asked:
+                    break
+            run.generators = states_of(rng)
+        self.state.images += number * length.batch
+        if run.epoch != epoch:
+            run.indices, run.generators = None, []
+
+    def _batch(
+        self, run: StageRun, index_B: Tensor, seen: list[Tensor], key: tuple[int, int], rng: torch.Generator
+    ) -> Batch:
+        """What the learners see, after the recipe's mixing and the method's."""
+        data, method = self.training.data, self.training.method
+        targets = data.task.targets(data.train.labels[index_B])
+        (x, *views), targets = mixed(seen, targets, index_B, self.training.recipe, key)
+        epochs = run.length.epochs
+        batch = Batch(x, targets, index_B, data.task, key[1] - run.first_epoch, epochs, rng, run.number, tuple(views))
+        batch = method.batch(batch)
+        if self.needs.hard_labels and not batch.targets.hard:
+            name = type(method).__name__
+            raise Refusal(f"{name} needs hard labels, but the targets of its batches are mixed or smoothed")
+        return batch
+
+    def _update(self, run: StageRun) -> None:
+        recipe = self.training.recipe
+        factor = rate_factor(recipe.schedule, run.done, run.length.steps, recipe.length)
+        for learner in run.learners.values():
+            if recipe.clip_norm:
+                nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
+            set_rate(learner.optimizer, factor)
+            learner.optimizer.step()
+            learner.optimizer.zero_grad(set_to_none=True)
+
+    def _means(self, run: StageRun) -> dict[str, float]:
+        """The metrics since the last report. Raises Diverged."""
+        means = run.means()
         wrong = [name for name, value in means.items() if not abs(value) < float("inf")]
         if wrong:
-            raise Diverged(f"{wrong[0]} is not finite in epoch {epoch + 1} of {epochs}" + f", stage {number + 1}")
+            where = f"epoch {run.report} of {run.length.reports}"
+            if self.training.recipe.steps is not None:
+                where = f"the steps up to {run.done} of {run.length.steps}"
+            raise Diverged(f"{wrong[0]} is not finite in {where}, stage {run.number + 1}")
         return means
 
-    def _step(
-        self, batch: Batch, stage: Stage, learners: dict[str, Learner], frozen: dict[str, Live | Stored]
-    ) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, run: StageRun) -> dict[str, Tensor]:
         """Forward and backward of every role; the terms by curve name, on the device."""
+        stage = run.stage
         with autocast(self.precision, self.device):
-            said = {role: teacher(batch) for role, teacher in frozen.items()}
-            outs = {role: say(learner.forward, batch) for role, learner in learners.items()}
+            said = {role: teacher(batch) for role, teacher in run.frozen.items()}
+            outs = {role: say(learner.forward, batch) for role, learner in run.learners.items()}
             said |= {role: out.detach() for role, out in outs.items()}
             terms = {
                 role: self.training.method.loss(outs[role], {t: said[t] for t in teachers}, batch, self.heads[role])
                 for role, teachers in stage.learners.items()
             }
         totals = {role: torch.stack([value.float() for value in named.values()]).sum() for role, named in terms.items()}
-        torch.stack(list(totals.values())).sum().backward()
+        total = torch.stack(list(totals.values())).sum()
+        (total / run.length.accumulate if run.length.accumulate > 1 else total).backward()
         metrics: dict[str, Tensor] = {}
         for role, named in terms.items():
             alone = list(stage.learners) == [role] == list(self.training.plan.answer)

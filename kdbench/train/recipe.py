@@ -72,18 +72,18 @@ def make_optimizer(modules: Iterable[nn.Module], optimizer: Optimizer) -> torch.
         raise UserError(f"recipe.optimizer: '{optimizer.name}' cannot be made: {error}") from error
 
 
-def rate_factor(schedule: Schedule, step: int, steps: int, epochs: int) -> float:
+def rate_factor(schedule: Schedule, step: int, steps: int, length: int) -> float:
     """Factor of the learning rate at optimiser step `step` of a stage of `steps` steps.
 
-    Time runs in epochs of the recipe, `epochs` in all, however long the stage is: milestones scale with its share.
-    Warm-up is linear and its first step is not zero.
+    Time runs in the recipe's epochs (or steps), `length` in all, however long the stage is: milestones scale with its
+    share. Warm-up is linear and its first step is not zero.
     """
-    now = step * epochs / steps
-    warmup = schedule.warmup_epochs
+    now = step * length / steps
+    warmup = schedule.warmup
     if now < warmup:
-        return (step + 1) / max(1.0, warmup * steps / epochs)
+        return (step + 1) / max(1.0, warmup * steps / length)
     if schedule.name == "cosine":
-        done = (now - warmup) / (epochs - warmup)
+        done = (now - warmup) / (length - warmup)
         return schedule.min_factor + (1 - schedule.min_factor) * 0.5 * (1 + math.cos(math.pi * done))
     if schedule.name == "multistep":
         return schedule.gamma ** sum(now >= milestone for milestone in schedule.milestones)

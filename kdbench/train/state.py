@@ -36,12 +36,15 @@ class State:
     """Where a training stands; a checkpoint holds exactly this."""
 
     stage: int = 0
-    epoch: int = 0  # the next one of the stage
+    epoch: int = 0  # the next one of the stage, or the one that it is in
+    step: int = 0  # the next one of the epoch
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     images: int = 0
-    tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
+    tensors: dict[str, Any] = field(
+        default_factory=dict
+    )  # state dicts by role: models, heads, optimizers; `StageRun.inside`
     notes: list[str] = field(default_factory=list)  # sentences for the result
     scan: str | None = None  # the backends of its models' selective scans, which round differently
 
@@ -64,7 +67,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Progress:
-    """Reported after each epoch."""
+    """Reported after each epoch, or after so many steps: `epoch` and `epochs` then count these."""
 
     stage: int
     stages: int
@@ -73,6 +76,7 @@ class Progress:
     images_per_second: float
     metrics: dict[str, float]
     seconds: float = 0.0  # of training, so far
+    unit: str = "epoch"  # or "step"
 
 
 class Sum(nn.Module):

@@ -159,6 +159,7 @@ def _train(
         task,
         state=checkpoint.begin(path, [model], data.train.images.device, warn),
         save=lambda state: checkpoint.save(path, state),
+        spacing=checkpoint.SPACING,
         watch=watch,
     ).train()
     path.unlink(missing_ok=True)

@@ -110,6 +110,7 @@ class Workbench:
             task,
             state=checkpoint.begin(path, task.models.values(), self.device, self.warn),
             save=lambda state: checkpoint.save(path, state),
+            spacing=checkpoint.SPACING,
             watch=lambda progress: self.watch(f"{job.name} seed {job.seed}", progress),
         ).train()
         for role, model in frozen.items():

@@ -234,7 +234,7 @@ class Tuner:
                 return
             claim.trial.report(value, progress.epoch + 1)
             if claim.trial.should_prune():
-                raise Pruned(f"{metric} {value:.4g} after epoch {progress.epoch + 1} is behind other trials")
+                raise Pruned(f"{metric} {value:.4g} after {progress.unit} {progress.epoch + 1} is behind other trials")
 
         return watch
 
