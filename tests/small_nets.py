@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.batch import Batch, Out, Profile
-from kdbench.method import Method
+from kdbench.method import Method, Prepared
 from kdbench.targets import Targets
 from kdbench.tasks.classification import Classification
 
@@ -150,7 +150,9 @@ class Problem:
             net.eval().requires_grad_(False)
         with torch.random.fork_rng():
             torch.manual_seed(4)
-            self.student = method.prepare(seeded(STUDENTS[student], seed=1).to(dtype), self.role, self.teachers)
+            self.student = Prepared.of(
+                method.prepare(seeded(STUDENTS[student], seed=1).to(dtype), self.role, self.teachers)
+            ).model
         learner = profile(self.student, self.role, self.needs.learner)
         teachers = {role: profile(net, role, self.needs.teacher) for role, net in self.teachers.items()}
         with torch.random.fork_rng():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdbench.batch import Batch, Probe, Profile
 from kdbench.data.batches import mixed, stream
-from kdbench.method import Refusal, Stage
+from kdbench.method import Prepared, Rates, Refusal, Stage
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import derive, draw, order, seeded
 from kdbench.tasks import classification, combined
@@ -56,6 +56,7 @@ class Engine:
         self.models = dict(training.models)
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
+        self.rates: dict[nn.Parameter, Rates] = {}  # where the method sets them
         self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
         self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
         self.state = state or State()
@@ -114,25 +115,24 @@ class Engine:
                     parameter.requires_grad_(True)
                 continue
             with seeded(training.seed, "prepare", role):
-                model = training.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
-                self.models[role] = model.to(self.device)
+                made = training.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
+            self.models[role] = self._rated(made)
         learners = {}
         for role, teachers in stage.learners.items():
             if role not in self.heads:
                 with seeded(training.seed, "heads", role):
-                    heads = training.method.heads(
+                    made = training.method.heads(
                         self._profile(role, self.needs.learner),
                         {t: self._profile(t, self.needs.teacher, t not in stage.learners) for t in teachers},
-                    ).to(self.device)
-                self.heads[role] = heads
+                    )
+                self.heads[role] = heads = self._rated(made)
                 self.trainable[role] = [
                     p for module in (self.models[role], heads) for p in module.parameters() if p.requires_grad
                 ]
             model, heads = self.models[role], self.heads[role]
             model.to(memory_format=torch.channels_last)  # in place: a third faster convolutions, on CPU too
-            learners[role] = Learner(
-                model, heads, make_optimizer((model, heads), training.recipe.optimizer), self._tapped(role, stage)
-            )
+            optimizer = make_optimizer((model, heads), training.recipe.optimizer, self.rates)
+            learners[role] = Learner(model, heads, optimizer, self._tapped(role, stage))
         for role, learner in learners.items():
             if role in resumed.get("models", {}):
                 learner.model.load_state_dict(resumed["models"][role])
@@ -140,6 +140,13 @@ class Engine:
                 if number == self.state.stage and role in resumed["optimizers"]:
                     learner.optimizer.load_state_dict(resumed["optimizers"][role])
         return learners
+
+    def _rated(self, made: nn.Module | Prepared) -> nn.Module:
+        """The module on the device; the rates of its parameters are noted."""
+        prepared = Prepared.of(made)
+        prepared.model.to(self.device)
+        self.rates |= prepared.rates()
+        return prepared.model
 
     def _profile(self, role: str, names: tuple[str, ...], frozen: bool = False) -> Profile:
         data = self.training.data
