@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -48,12 +48,30 @@ def knob(
 
 
 @dataclass(frozen=True)
+class Survey:
+    """A quantity of a frozen role for each training example, made once: `batch.surveys[name]`.
+
+    `make(model, x)` answers (B, ...) for unaugmented inputs `x`, the model in eval mode, with gradients enabled (its
+    parameters have none); `finish` changes the values (N, ...) of all examples (clusters them). An `image` survey is
+    (B, D, H, W) like the pixels and takes their crop and flip, with 0 outside. Raise `revision` when `make` changes.
+    """
+
+    name: str
+    role: str
+    make: Callable[[nn.Module, Tensor], Tensor]
+    image: bool = False
+    finish: Callable[[Tensor], Tensor] | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True)
 class Needs:
     """What the engine must provide.
 
     `learner` and `teacher` name taps: "pooled", "block2", "block-1" (the last), or the glob "block*". `views` counts
     augmented views of each batch. `hard_labels`: one-hot targets; a wrapper that mixes labels is then refused.
-    `probe`: the learner's logits on the whole training set before every epoch, for `sample`.
+    `probe`: the learner's logits on the whole training set before every epoch, for `sample`. `draws`: so many further
+    answers of each frozen teacher with its dropout on, `Out.draws`. `survey`: see `Survey`.
     """
 
     learner: tuple[str, ...] = ()
@@ -61,6 +79,8 @@ class Needs:
     views: int = 1
     hard_labels: bool = False
     probe: bool = False
+    draws: int = 0
+    survey: tuple[Survey, ...] = ()
 
 
 @dataclass(frozen=True)

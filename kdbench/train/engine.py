@@ -30,6 +30,7 @@ from kdbench.train.interrupt import Interrupt
 from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
 from kdbench.train.stage import Learner, Length, StageRun, length, restore, states_of
 from kdbench.train.state import Diverged, Progress, State, Sum, Trained, Training
+from kdbench.train.surveys import Surveyed, survey
 
 
 class Engine:
@@ -57,6 +58,7 @@ class Engine:
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
         self.rates: dict[nn.Parameter, Rates] = {}  # where the method sets them
+        self.surveys: dict[str, Surveyed] = {}
         self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
         self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
         self.state = state or State()
@@ -176,7 +178,16 @@ class Engine:
             self.models[role].requires_grad_(False).eval()
         if exact(self.training.method, self.training.recipe):
             return {role: Stored(role, self._over_training(role)) for role in roles}
-        return {role: Live(self._tapped(role, stage)) for role in roles}
+        return {role: Live(self._tapped(role, stage), self.needs.draws, self.training.seed) for role in roles}
+
+    def _survey(self) -> None:
+        """What the method asks of frozen roles about every example: made once."""
+        training = self.training
+        for asked in self.needs.survey if not self.surveys else ():
+            if asked.role not in training.plan.frozen:
+                raise Refusal(f"survey '{asked.name}' is of the {asked.role}, which is no frozen teacher of this plan")
+            model, folder = self.models[asked.role].eval(), training.folders.get(asked.role)
+            self.surveys[asked.name] = survey(asked, model, training.data, training.recipe.augment, folder)
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
@@ -187,6 +198,7 @@ class Engine:
         state = self.state
         with self._timed():
             run.frozen = self._frozen(run.stage)
+            self._survey()
         if run.number == state.stage:
             run.resume(state)
         seconds, images = state.seconds, state.images
@@ -295,7 +307,8 @@ class Engine:
             if run.generators:
                 restore(rng, run.generators)
             for number, (index_B, seen) in enumerate(zip(batches, pixels, strict=True), 1):
-                run.add(self._step(self._batch(run, index_B, seen, key, rng), run))
+                batch = self._batch(run, index_B, seen, key, rng, step.start + number - 1)
+                run.add(self._step(batch, run))
                 if number % length.accumulate:
                     continue
                 self._update(run)
@@ -308,14 +321,31 @@ class Engine:
             run.indices, run.generators = None, []
 
     def _batch(
-        self, run: StageRun, index_B: Tensor, seen: list[Tensor], key: tuple[int, int], rng: torch.Generator
+        self,
+        run: StageRun,
+        index_B: Tensor,
+        seen: list[Tensor],
+        key: tuple[int, int],
+        rng: torch.Generator,
+        number: int,
     ) -> Batch:
         """What the learners see, after the recipe's mixing and the method's."""
-        data, method = self.training.data, self.training.method
+        data, method, recipe = self.training.data, self.training.method, self.training.recipe
         targets = data.task.targets(data.train.labels[index_B])
-        (x, *views), targets = mixed(seen, targets, index_B, self.training.recipe, key)
-        epochs = run.length.epochs
-        batch = Batch(x, targets, index_B, data.task, key[1] - run.first_epoch, epochs, rng, run.number, tuple(views))
+        (x, *views), targets = mixed(seen, targets, index_B, recipe, key)
+        batch = Batch(
+            x,
+            targets,
+            index_B,
+            data.task,
+            epoch=run.epoch,
+            epochs=run.length.epochs,
+            rng=rng,
+            stage=run.number,
+            views=tuple(views),
+            number=number,
+            surveys={name: found.of(index_B, recipe.augment, key) for name, found in self.surveys.items()},
+        )
         batch = method.batch(batch)
         if self.needs.hard_labels and not batch.targets.hard:
             name = type(method).__name__

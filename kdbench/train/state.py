@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Training:
     data: DataSet  # on the device
     recipe: Recipe
     seed: int
+    folders: Mapping[str, Path] = field(default_factory=dict)  # of frozen roles: where their surveys are kept
 
 
 @dataclass

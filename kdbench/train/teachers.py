@@ -75,6 +75,11 @@ def fingerprint(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
+def folder_of(runs: Path, role: FrozenRole) -> Path:
+    """Where a frozen role is kept."""
+    return runs / "teachers" / role.key
+
+
 def obtain(
     role: FrozenRole,
     data: DataSet,
@@ -89,7 +94,7 @@ def obtain(
         UserError: weights that do not fit the model, or pretrained weights that cannot be had.
         kdbench.train.state.Diverged: its training diverged.
     """
-    folder = runs / "teachers" / role.key
+    folder = folder_of(runs, role)
     model = _initial(role, data)
     stored = _stored(folder, model)
     if stored is None:

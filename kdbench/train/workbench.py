@@ -104,6 +104,7 @@ class Workbench:
             data=self.data,
             recipe=job.recipe,
             seed=job.seed,
+            folders={role: teachers.folder_of(self.runs, spec) for role, spec in job.frozen.items()},
         )
         path = checkpoint.path_of(self.runs, job.key)
         trained = Engine(
