@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdbench import models
 from kdbench.data import DataSet
-from kdbench.models import size
+from kdbench.models import layers, size
 from kdbench.suite.fields import Model
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def network(spec: Model, data: DataSet, folder: Path, *, pretrained: bool = Fals
     Raises:
         UserError: see `kdbench.models.build`.
     """
-    return models.build(
+    made = models.build(
         spec.model,
         spec.options,
         classes=data.classes,
@@ -36,6 +36,7 @@ def network(spec: Model, data: DataSet, folder: Path, *, pretrained: bool = Fals
         pretrained=pretrained,
         folder=folder,
     )
+    return made if spec.layers is None else layers.keep(made, spec.layers, data.shape, f"{spec.init} {spec.model}")
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Sizes:
 
     def of(self, spec: Model) -> tuple[int, int]:
         """(parameters, MACs of one image). Raises UserError where the network cannot be built."""
-        key = json.dumps([spec.model, spec.options, spec.input_size], sort_keys=True, default=str)
+        key = json.dumps([spec.model, spec.options, spec.input_size, spec.layers], sort_keys=True, default=str)
         if key not in self.counted:
             self.counted[key] = size.count(network(spec, self.data, self.folder), self.data.shape)
         return self.counted[key]

@@ -282,6 +282,7 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
     for item in roles(root):
         have[item.pair] = (*have.get(item.pair, ()), item.role)
     frozen: dict[str, set[str]] = {}
+    trained: dict[str, dict[str, tuple[str, ...]]] = {}
     unclear: set[str] = set()
     for pair, label in cells:
         names = have.get(pair, ())
@@ -293,6 +294,7 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
         sentences = [f"method '{label}' cannot be used here: {found}"] if isinstance(found, str) else []
         if isinstance(found, Plan):
             sentences = _misfits(found, label, pair, names)
+            trained.setdefault(pair, {})[label] = found.learners
             frozen.setdefault(pair, set()).update({"teacher", *found.roles} - set(found.learners))
             frozen[pair].update(source for role, source in found.copies.items() if role in found.frozen)
         node = root.at(("pairs", pair))
@@ -300,6 +302,13 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
             unclear.add(pair)
             problems.add(node.where if node else root.where, ("pairs", pair), sentence)
     for item in roles(root):
+        source = _text(item.field("from"))
+        if source is not None and source in have.get(item.pair, ()) and item.pair in trained:
+            for label in [label for label, learners in trained[item.pair].items() if source in learners]:
+                sentence = (
+                    f"starts from '{source}', which method '{label}' trains: exclude it, or start from another role"
+                )
+                problems.add(item.field("from").mark, (*item.path, "from"), sentence)  # type: ignore[union-attr]
         if item.pair in frozen and item.pair not in unclear and item.role not in frozen[item.pair]:
             _without_effect(item, problems)
 

@@ -177,8 +177,8 @@ class Recipe(Spec):
     """auto: fp32 on CPU, bf16 autocast on CUDA; what was used is recorded."""
     compile: Annotated[Bool, Outside("changes no weight")] = False
     """torch.compile every model (not part of a job's identity)."""
-    validate_every: Annotated[Annotated[Int, Field(ge=1)] | None, Outside("changes no weight")] = None
-    """Epochs between validations of the learners; with `steps`, steps. Default: an epoch. The end is validated too."""
+    validate_every: Annotated[Int, Field(ge=1), Outside("changes no weight")] = 1
+    """Epochs between validations of the learners; with `steps`, steps (1: an epoch). The end is validated too."""
     checkpoint_every: Annotated[Annotated[Int, Field(ge=1)] | None, Outside("changes no weight")] = None
     """Steps between checkpoints, where an epoch is long. Default: after an epoch, at most every five seconds."""
     teacher_logits: Annotated[Literal["live", "stored"], Since(2)] = "live"
@@ -264,8 +264,15 @@ def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
+def _from_alone(schema: dict[str, Any]) -> None:
+    schema.pop("required")
+    schema["anyOf"] = [{"required": ["model"]}, {"required": ["from"]}]
+
+
 class Model(Spec):
     """A network, and where its weights come from if it teaches without being trained by the method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, json_schema_extra=_from_alone)
 
     model: Str
     """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
@@ -281,6 +288,10 @@ class Model(Spec):
     """Take timm's pretrained weights."""
     seed: Annotated[Int, Field(ge=0), FROZEN] = 0
     """Seed of a frozen role that is trained here: one checkpoint for all methods and seeds."""
+    init: Annotated[Str | None, Field(alias="from"), Outside("a name: the weights of that role count")] = None
+    """Start from the trained weights of this role of the pair, which must teach without learning; its network too."""
+    layers: Annotated[tuple[Annotated[Int, Field(ge=0)], ...] | None, Since(2)] = None
+    """Of the role that it starts from, keep these blocks, counted from 0: `{from: teacher, layers: [0, 2, 4]}`."""
     min_top1: Annotated[Annotated[Float, Field(ge=0, le=100)] | None, Outside("stops a job, changes none")] = None
     """Gate in percent of validation accuracy: below it the pair is stopped with a sentence."""
 
@@ -290,6 +301,12 @@ class Model(Spec):
             raise ValueError("choose one source of weights: `weights` or `pretrained`")
         if (self.weights is not None or self.pretrained) and isinstance(self.train, BaseModel):
             raise ValueError("`train` overrides have no effect beside `weights` or `pretrained`: remove one")
+        if self.init is not None and (self.weights is not None or self.pretrained or self.train is not True):
+            raise ValueError("weights come `from` another role: remove `weights`, `pretrained` and `train`")
+        if self.layers is not None and self.init is None:
+            raise ValueError("`layers` are those of the role that it starts from: give `from`")
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise ValueError("layers must increase, for example [0, 2, 4]")
         return self
 
 
@@ -355,6 +372,28 @@ class Pair(Spec):
     """Students of growing size, the roles `weak1`, `weak2`, ...: `[{depth: 1, dim: 16}, {depth: 2, dim: 16}]`."""
     note: Str = ""
     """A sentence for the board: "claims reproduced, architecture ours"."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived(cls, given: Any) -> Any:
+        """A role that starts from another has its network."""
+        if not isinstance(given, dict):
+            return given
+        made = dict(given)
+        for role, spec in given.items():
+            if not isinstance(spec, dict) or not isinstance(spec.get("from"), str):
+                continue
+            source = _named(given.get(spec["from"]))
+            own = [name for name in ("model", "options", "input_size") if name in spec]
+            if own:
+                raise ValueError(f"{role} has the network of the role that it starts from: remove `{own[0]}`")
+            if not isinstance(source, dict) or spec["from"] in ("recipe", "reported", "ladder", "note"):
+                raise ValueError(f"{role} starts from '{spec['from']}', which is no role of this pair")
+            if "from" in source:
+                raise ValueError(f"{role} starts from {spec['from']}, which itself starts from a role: name that one")
+            network = {name: source[name] for name in ("model", "options", "input_size") if name in source}
+            made[role] = {**network, **spec}
+        return made
 
     @property
     def roles(self) -> dict[str, Model]:

@@ -81,6 +81,7 @@ class FrozenRole:
     recipe: Recipe | None  # None: read from a file, or pretrained
     content: Mapping[str, Any]
     folder: Path
+    source: FrozenRole | None = None  # the role that it starts from
 
     @property
     def key(self) -> str:
@@ -148,12 +149,18 @@ def _cell(
     recipe = whole if shorter is None else shortened(whole, shorter)
     plan = method.plan(tuple(pair.roles))
     declared = {**pair.roles, "student": with_student(pair.student, given)}
-    roles = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    used = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    roles = used | {model.init: declared[model.init] for model in used.values() if model.init is not None}
     data = data_content(suite.file.data, suite.folder, fingerprint)
     frozen = {
         role: freeze(model, full, data, suite.folder, epochs)
         for role, model in roles.items()
-        if role not in plan.learners
+        if role not in plan.learners and model.init is None
+    }
+    frozen |= {
+        role: _derived(model, frozen[model.init], suite.folder)
+        for role, model in roles.items()
+        if role not in plan.learners and model.init is not None
     }
     # Asking for as many epochs as the suite has changes nothing.
     trained = (whole, *(own for role in frozen if (own := own_recipe(roles[role], full)) is not None))
@@ -162,7 +169,7 @@ def _cell(
         "data": data,
         "recipe": content(recipe),
         "roles": {
-            role: dict(frozen[role].content) if role in frozen else model_content(model, suite.folder)
+            role: dict(frozen[role].content if role in frozen else _learner(model, frozen, suite.folder))
             for role, model in sorted(roles.items())
         },
         "method": method_content(method),
@@ -212,9 +219,19 @@ def freeze(
     return FrozenRole(model, own, {**said, "train": content(alone), "seed": model.seed, "data": data}, folder)
 
 
+def _learner(model: Model, frozen: Mapping[str, FrozenRole], folder: Path) -> dict[str, Any]:
+    """Content of a role that learns: what it starts from is part of it."""
+    start = {} if model.init is None else {"from": dict(frozen[model.init].content)}
+    return model_content(model, folder) | start
+
+
+def _derived(model: Model, source: FrozenRole, folder: Path) -> FrozenRole:
+    return FrozenRole(model, None, model_content(model, folder) | {"from": dict(source.content)}, folder, source)
+
+
 def own_recipe(model: Model, recipe: Recipe) -> Recipe | None:
     """How a frozen role is trained here, in full; None where its weights come from elsewhere."""
-    if model.weights is not None or model.pretrained:
+    if model.weights is not None or model.pretrained or model.init is not None:
         return None
     return patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
 

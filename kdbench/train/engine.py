@@ -223,7 +223,7 @@ class Engine:
     def _report(self, run: StageRun, metrics: dict[str, float], speed: float) -> None:
         """Validate, add to the curves, keep the state, tell `watch`."""
         recipe, plan = self.training.recipe, self.training.plan
-        if recipe.steps is not None or run.report % (recipe.validate_every or 1) == 0 or run.finished:
+        if recipe.steps is not None or run.report % recipe.validate_every == 0 or run.finished:
             metrics |= self._validate(run.stage, run.number == len(plan.stages) - 1)
         if run.finished and self.needs.probe:
             metrics |= self._review(run)

@@ -59,7 +59,8 @@ def length(recipe: Recipe, share: float, examples: int) -> Length:
     accumulate = min(recipe.accumulate, examples // batch)
     per_epoch = examples // (batch * accumulate)
     if recipe.steps is not None:
-        steps, interval = max(1, round(share * recipe.steps)), recipe.validate_every or per_epoch
+        steps, interval = max(1, round(share * recipe.steps)), recipe.validate_every
+        interval = per_epoch if interval == 1 else interval
     else:
         steps, interval = max(1, round(share * recipe.length)) * per_epoch, per_epoch
     return Length(steps, per_epoch, interval, batch, accumulate)

@@ -5,6 +5,7 @@ Kept under `runs/teachers/<key>/`: the weights, the logits on validation and tes
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -22,9 +23,10 @@ from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Stage
-from kdbench.models import size, weights
+from kdbench.models import layers, size, weights
 from kdbench.models.make import network
 from kdbench.streams import seeded
+from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole
 from kdbench.tasks import classification
 from kdbench.train import checkpoint, evaluate, lease
@@ -124,6 +126,8 @@ def _make(
     seconds = 0.0
     if role.recipe is not None:
         model, seconds = _train(model, role, data, runs, watch, warn)
+    elif role.source is not None:
+        start(model, role.model, obtain(role.source, data, runs, watch=watch, warn=warn).model, data)
     elif role.model.weights is not None:
         weights.load(model, role.folder / role.model.weights)
     model.requires_grad_(False).eval()
@@ -141,6 +145,18 @@ def _make(
     record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
     _keep(folder, model, logits, record)
     return model, (record, logits)
+
+
+def start(model: nn.Module, spec: Model, source: nn.Module, data: DataSet) -> None:
+    """Copy the weights of a frozen role into a network that is derived from it: all of it, or some of its layers."""
+    source = copy.deepcopy(source)
+    if spec.layers is not None:
+        source = layers.keep(source, spec.layers, data.shape, f"{spec.init} {spec.model}")
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        said = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights of the {spec.init} do not fit the {spec.model} made of it ({said})") from error
 
 
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,13 +91,17 @@ class Workbench:
             checkpoint.path_of(self.runs, job.key).unlink(missing_ok=True)
             return dataclasses.replace(base, status="diverged", reason=str(error))
 
-    def build(self, job: Job, role: str) -> nn.Module:
-        """A learner with the initial weights of (seed, role): the same for every method."""
+    def build(self, job: Job, role: str, frozen: Mapping[str, Frozen] = MappingProxyType({})) -> nn.Module:
+        """A learner with the initial weights of (seed, role), the same for every method, or of a frozen role."""
+        spec = job.roles[role]
         with seeded(job.seed, "init", role):
-            return network(job.roles[role], self.data, job.folder).to(self.device)
+            made = network(spec, self.data, job.folder).to(self.device)
+        if spec.init in frozen:
+            teachers.start(made, spec, frozen[spec.init].model, self.data)
+        return made
 
     def _train(self, job: Job, frozen: dict[str, Frozen]) -> Trained:
-        learners = {role: self.build(job, role) for role in job.plan.learners}
+        learners = {role: self.build(job, role, frozen) for role in job.plan.learners}
         task = Training(
             method=job.method,
             plan=job.plan,
