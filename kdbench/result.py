@@ -27,8 +27,8 @@ class Cost:
     head_parameters: int  # extra trainable parameters, kept out of the deployed student
     parameters: int  # deployed student
     macs: int  # deployed student, one image
-    teacher_parameters: int
-    teacher_macs: int
+    teacher_parameters: int | None  # None: unknown, of a file of answers
+    teacher_macs: int | None
     latency_ms_batch1: float
     latency_ms_batch256: float
     epochs: int  # summed over stages

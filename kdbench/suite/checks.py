@@ -176,11 +176,12 @@ def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
     if pretrained is not None and pretrained.value is True and foreign:
         sentence = f"pretrained weights exist for timm's models only; give '{name}' its `weights`"
         problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)
-    weights = item.field("weights")
-    file = _text(weights)
-    if weights is not None and file is not None and not (folder / file).is_file():
-        sentence = f"no such file: {file} (looked for beside the suite file){near(folder / file)}"
-        problems.add(weights.mark, (*item.path, "weights"), sentence)
+    for field in ("weights", "answers"):
+        given = item.field(field)
+        file = _text(given)
+        if given is not None and file is not None and not (folder / file).is_file():
+            sentence = f"no such file: {file} (looked for beside the suite file){near(folder / file)}"
+            problems.add(given.mark, (*item.path, field), sentence)
 
 
 def _name(
@@ -350,7 +351,7 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
 
 def _without_effect(item: RoleNode, problems: Problems) -> None:
     """Fields that say where a frozen role's weights come from, on a role that the methods train themselves."""
-    for name in ("min_top1", "weights", "pretrained", "train", "seed"):
+    for name in ("min_top1", "weights", "answers", "pretrained", "train", "seed"):
         node = item.field(name)
         idle = node is None or node.value is None or (name, node.value) in (("train", True), ("pretrained", False))
         if node is not None and not idle:

@@ -261,12 +261,14 @@ FROZEN = Outside("of frozen roles, for which `job.freeze` adds what counts")
 
 
 def _named(value: Any) -> Any:
+    if isinstance(value, dict) and "answers" in value:
+        return {"model": "answers", **value}
     return {"model": value} if isinstance(value, str) else value
 
 
 def _from_alone(schema: dict[str, Any]) -> None:
     schema.pop("required")
-    schema["anyOf"] = [{"required": ["model"]}, {"required": ["from"]}]
+    schema["anyOf"] = [{"required": ["model"]}, {"required": ["from"]}, {"required": ["answers"]}]
 
 
 class Model(Spec):
@@ -288,6 +290,8 @@ class Model(Spec):
     """Take timm's pretrained weights."""
     seed: Annotated[Int, Field(ge=0), FROZEN] = 0
     """Seed of a frozen role that is trained here: one checkpoint for all methods and seeds."""
+    answers: Annotated[Str | None, FROZEN] = None
+    """A file of what it says of each training example (.npz, .safetensors) in the place of a network: an API's."""
     init: Annotated[Str | None, Field(alias="from"), Outside("a name: the weights of that role count")] = None
     """Start from the trained weights of this role of the pair, which must teach without learning; its network too."""
     layers: Annotated[tuple[Annotated[Int, Field(ge=0)], ...] | None, Since(2)] = None
@@ -303,6 +307,11 @@ class Model(Spec):
             raise ValueError("`train` overrides have no effect beside `weights` or `pretrained`: remove one")
         if self.init is not None and (self.weights is not None or self.pretrained or self.train is not True):
             raise ValueError("weights come `from` another role: remove `weights`, `pretrained` and `train`")
+        other = self.weights is not None or self.pretrained or self.init is not None or self.train is not True
+        if self.answers is not None and (self.model != "answers" or self.options or other or self.input_size):
+            raise ValueError("a file of `answers` is no network: remove everything else of this role")
+        if self.answers is not None and self.min_top1 is not None:
+            raise ValueError("`answers` are of training examples alone: there is no validation for `min_top1`")
         if self.layers is not None and self.init is None:
             raise ValueError("`layers` are those of the role that it starts from: give `from`")
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
@@ -389,6 +398,8 @@ class Pair(Spec):
                 raise ValueError(f"{role} has the network of the role that it starts from: remove `{own[0]}`")
             if not isinstance(source, dict) or spec["from"] in ("recipe", "reported", "ladder", "note"):
                 raise ValueError(f"{role} starts from '{spec['from']}', which is no role of this pair")
+            if "answers" in source:
+                raise ValueError(f"{role} starts from {spec['from']}, which is a file of answers and has no weights")
             if "from" in source:
                 raise ValueError(f"{role} starts from {spec['from']}, which itself starts from a role: name that one")
             network = {name: source[name] for name in ("model", "options", "input_size") if name in source}

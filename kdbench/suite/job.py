@@ -206,10 +206,11 @@ def freeze(
 ) -> FrozenRole:
     """How a frozen role comes by its weights, and its content key."""
     said = model_content(model, folder)
-    if model.weights is not None:
-        path = folder / model.weights
-        sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        return FrozenRole(model, None, {**said, "weights": sha, "data": data}, folder)
+    for kind, file in (("weights", model.weights), ("answers", model.answers)):
+        if file is not None:
+            path = folder / file
+            sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+            return FrozenRole(model, None, {**said, kind: sha, "data": data}, folder)
     own = own_recipe(model, recipe)
     if own is None:
         return FrozenRole(model, None, {**said, "pretrained": True, "data": data}, folder)
@@ -231,7 +232,7 @@ def _derived(model: Model, source: FrozenRole, folder: Path) -> FrozenRole:
 
 def own_recipe(model: Model, recipe: Recipe) -> Recipe | None:
     """How a frozen role is trained here, in full; None where its weights come from elsewhere."""
-    if model.weights is not None or model.pretrained or model.init is not None:
+    if model.weights is not None or model.pretrained or model.init is not None or model.answers is not None:
         return None
     return patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from kdbench.batch import Batch, Probe, Profile
 from kdbench.data.batches import mixed, stream
 from kdbench.method import Prepared, Rates, Refusal, Stage
+from kdbench.models.box import Box
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import derive, draw, order, seeded
+from kdbench.suite.fields import Augment
 from kdbench.tasks import classification, combined
 from kdbench.train import evaluate
-from kdbench.train.frozen import Live, Stored, exact, say
+from kdbench.train.frozen import Live, Stored, check_box, exact, say
 from kdbench.train.interrupt import Interrupt
 from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
 from kdbench.train.stage import Learner, Length, StageRun, length, restore, states_of
@@ -152,6 +154,12 @@ class Engine:
 
     def _profile(self, role: str, names: tuple[str, ...], frozen: bool = False) -> Profile:
         data = self.training.data
+        if isinstance(box := self.models[role], Box):
+            check_box(role, self.training.method, self.training.recipe)
+            rows_NC = box.rows_NC if self.needs.probe else None
+            return Profile(
+                role, box, data.classes, {}, self.examples, data.shape, rows_NC, len(self.training.plan.answer)
+            )
         found = profile(
             self.models[role],
             role,
@@ -176,9 +184,23 @@ class Engine:
         roles = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
         for role in roles:
             self.models[role].requires_grad_(False).eval()
-        if exact(self.training.method, self.training.recipe):
-            return {role: Stored(role, self._over_training(role)) for role in roles}
-        return {role: Live(self._tapped(role, stage), self.needs.draws, self.training.seed) for role in roles}
+        return {role: self._teacher(role, stage) for role in roles}
+
+    def _teacher(self, role: str, stage: Stage) -> Live | Stored:
+        model, method, recipe = self.models[role], self.training.method, self.training.recipe
+        if isinstance(model, Box):
+            check_box(role, method, recipe)
+            self._note_box(role)
+            return Stored(role, model.rows_NC)
+        if exact(method, recipe):
+            return Stored(role, self._over_training(role))
+        return Live(self._tapped(role, stage), self.needs.draws, self.training.seed)
+
+    def _note_box(self, role: str) -> None:
+        """With augmentation the answers are of the examples, not of what the learner sees: said in the record."""
+        note = f"the {role} answers from a file: about each training example, whatever its augmentation"
+        if self.training.recipe.augment != Augment() and note not in self.state.notes:
+            self.state.notes.append(note)
 
     def _survey(self) -> None:
         """What the method asks of frozen roles about every example: made once."""

@@ -35,6 +35,21 @@ def exact(method: Method, recipe: Recipe) -> bool:
     )
 
 
+def check_box(role: str, method: Method, recipe: Recipe) -> None:
+    """Raises Refusal where a method asks more of a role than a file of answers holds."""
+    needs, name = method.needs(), type(method).__name__
+    asked = {
+        f"its features ({', '.join(needs.teacher)})": bool(needs.teacher),
+        "draws of it": needs.draws > 0,
+        "surveys of it": any(survey.role == role for survey in needs.survey),
+        "answers on several views": needs.views > 1,
+        "answers on images that it changes": changes(method, "batch"),
+        "answers on images that the recipe mixes": recipe.augment.cutmix is not None,
+    }
+    if what := next((what for what, wanted in asked.items() if wanted), None):
+        raise Refusal(f"{name} needs {what}, but the {role} is a file of answers to the training examples as they are")
+
+
 @dataclass(frozen=True)
 class Live:
     """A frozen role that runs on every batch."""
@@ -71,7 +86,7 @@ class Stored:
     rows_NC: Tensor
 
     def __call__(self, batch: Batch) -> Out:
-        return Out(self.role, self.rows_NC.index_select(0, batch.index_B))
+        return Out(self.role, self.rows_NC.index_select(0, batch.index_B))  # of one view: see `exact`, `check_box`
 
     def close(self) -> None:
         """There is nothing to let go of."""

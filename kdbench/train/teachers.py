@@ -24,12 +24,13 @@ from kdbench.files import set_aside, write_atomically
 from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Stage
 from kdbench.models import layers, size, weights
+from kdbench.models.box import Box
 from kdbench.models.make import network
 from kdbench.streams import seeded
 from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole
 from kdbench.tasks import classification
-from kdbench.train import checkpoint, evaluate, lease
+from kdbench.train import answers, checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
 from kdbench.train.state import Progress, Training
@@ -43,8 +44,8 @@ class Record:
     sha256: str  # of all parameters and buffers
     scores: dict[str, float]
     train_seconds: float
-    parameters: int
-    macs: int
+    parameters: int | None  # None: unknown, of a file of answers
+    macs: int | None
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Frozen:
 
     model: nn.Module
     record: Record
-    val_NC: Tensor
-    test_NC: Tensor
+    val_NC: Tensor | None  # None: of a file of answers
+    test_NC: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def obtain(
         UserError: weights that do not fit the model, or pretrained weights that cannot be had.
         kdbench.train.state.Diverged: its training diverged.
     """
+    if role.model.answers is not None:
+        return _box(role, role.model.answers, data)
     folder = folder_of(runs, role)
     model = _initial(role, data)
     stored = _stored(folder, model)
@@ -109,6 +112,14 @@ def obtain(
     model.to(memory_format=torch.channels_last)
     device = data.train.images.device
     return Frozen(model, record, logits["val"].to(device), logits["test"].to(device))
+
+
+def _box(role: FrozenRole, file: str, data: DataSet) -> Frozen:
+    """What is in a file of answers; there is nothing to keep."""
+    box = Box(len(data.train.labels), data.classes)
+    box.rows_NC.copy_(answers.read(role.folder / file, data))
+    box.to(data.train.labels.device).eval()
+    return Frozen(box, Record(role.key, fingerprint(box), {}, 0.0, None, None), None, None)
 
 
 def _make(

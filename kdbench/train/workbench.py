@@ -73,7 +73,7 @@ class Workbench:
         try:
             frozen = {role: self.teacher(spec) for role, spec in job.frozen.items()}
             for role, spec in job.frozen.items():
-                gate, top1 = spec.model.min_top1, frozen[role].record.scores["val/top1"]
+                gate, top1 = spec.model.min_top1, frozen[role].record.scores.get("val/top1", 0.0)
                 if gate is not None and top1 < gate:
                     raise Refusal(
                         f"{role} {spec.model.model} reaches {top1:.2f}% on validation, below its gate of {gate:g}% "
@@ -184,7 +184,7 @@ class Workbench:
         )
 
     def _anytime(
-        self, job: Job, trained: Trained, said: prefixes.Logits, taught: Mapping[str, Tensor]
+        self, job: Job, trained: Trained, said: prefixes.Logits, taught: Mapping[str, Tensor | None]
     ) -> tuple[list[Prefix], list[Exit]]:
         """Prefixes and exits of an answer of several roles; none of a single one, nor where a split is left out."""
         if len(trained.parts) == 1 or len(said) < len(self._splits):
