@@ -315,7 +315,7 @@ def test_a_step_never_reads_from_the_device(loaded, method, monkeypatch) -> None
 
         monkeypatch.setattr(torch.Tensor, name, guard)
     engine = Engine(task(method, loaded, recipe_=recipe(epochs=1)))
-    step = engine._step
+    step = engine.stepper._step
 
     def watched(*args):
         inside[0] = True
@@ -324,7 +324,7 @@ def test_a_step_never_reads_from_the_device(loaded, method, monkeypatch) -> None
         finally:
             inside[0] = False
 
-    monkeypatch.setattr(engine, "_step", watched)
+    monkeypatch.setattr(engine.stepper, "_step", watched)
     assert engine.train().images > 0
 
 
