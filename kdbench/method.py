@@ -104,7 +104,7 @@ class Prepared:
     @classmethod
     def of(cls, made: nn.Module | Prepared) -> Prepared:
         """The same of either answer."""
-        return made if isinstance(made, cls) else cls(made)
+        return made if isinstance(made, Prepared) else cls(made)
 
     def within(self, path: str) -> dict[str, Rates]:
         """The groups as they are called where the module is the submodule `path` of another."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
@@ -87,7 +87,8 @@ class OPDF(Wrapper):
         from kdbench.methods import _mpo as mpo
 
         inner = Prepared.of(self.over.prepare(model, role, teachers))
-        model, factors = inner.model, set()
+        model = inner.model
+        factors: set[nn.Parameter] = set()
         student = chosen(model, self.layers, role)
         sizes = {matrix.shape for matrix in student.values()}
         for text in self.shapes:
@@ -134,7 +135,8 @@ class OPDF(Wrapper):
         terms = self.over.loss(learner, teachers, batch, heads.get_submodule("over"))
         if not self.align:
             return terms
-        return {**terms, "opdf": self.weight * alignment_loss(*heads.compared())}
+        compared: Any = heads.compared
+        return {**terms, "opdf": self.weight * alignment_loss(*compared())}
 
     # which tensors ---------------------------------------------------------------------------------------------------
     def _shape(self, matrix: Matrix) -> Shape:

@@ -56,9 +56,9 @@ def keep(model: nn.Module, layers: Sequence[int], shape: Sequence[int], what: st
         members = [(f"{path}.{name}", child) for name, child in container.named_children() if f"{path}.{name}" in kept]
         renamed |= {old: f"{path}.{number}" for number, (old, _) in enumerate(members)}
         parent, _, name = path.rpartition(".")
-        made = nn.ModuleList if isinstance(container, nn.ModuleList) else nn.Sequential
         modules = [child for _, child in members]
-        setattr(model.get_submodule(parent), name, made(modules) if made is nn.ModuleList else made(*modules))
+        made = nn.ModuleList(modules) if isinstance(container, nn.ModuleList) else nn.Sequential(*modules)
+        setattr(model.get_submodule(parent), name, made)
     _tap_again(model, paths, renamed)
     try:
         with torch.no_grad(), torch.random.fork_rng():

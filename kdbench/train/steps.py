@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Stepper:
         step = slice(run.step * length.accumulate, (run.step + count) * length.accumulate)
         batches = run.indices[: len(run.indices) // length.batch * length.batch].split(length.batch)[step]
         key = (training.seed, run.first_epoch + epoch)
-        pixels = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
+        pixels: Any = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
         rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", run.number, epoch))
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
         with seeded(training.seed, "dropout", run.number, epoch), contextlib.closing(pixels):

@@ -96,7 +96,7 @@ class Workbench:
         spec = job.roles[role]
         with seeded(job.seed, "init", role):
             made = network(spec, self.data, job.folder).to(self.device)
-        if spec.init in frozen:
+        if spec.init is not None and spec.init in frozen:
             teachers.start(made, spec, frozen[spec.init].model, self.data)
         return made
 
