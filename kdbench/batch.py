@@ -38,6 +38,8 @@ class Batch:
     rng: torch.Generator
     stage: int = 0
     views: tuple[Any, ...] = ()
+    number: int = 0  # of the batch within its epoch, 0-based
+    surveys: Mapping[str, Tensor] = field(default_factory=dict)  # of `Needs.survey`, each (B, ...)
 
     @property
     def labels(self) -> Tensor:
@@ -56,6 +58,7 @@ class Out:
     rows: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
     views: tuple[Out, ...] = ()
+    draws: Tensor | None = None  # (draws, R, C): of a frozen teacher whose dropout is on, where `Needs.draws` is set
 
     @property
     def blocks(self) -> list[Tensor]:

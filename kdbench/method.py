@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdbench.batch import Batch, Out, Probe, Profile, Review
@@ -47,12 +48,30 @@ def knob(
 
 
 @dataclass(frozen=True)
+class Survey:
+    """A quantity of a frozen role for each training example, made once: `batch.surveys[name]`.
+
+    `make(model, x)` answers (B, ...) for unaugmented inputs `x`, the model in eval mode, with gradients enabled (its
+    parameters have none); `finish` changes the values (N, ...) of all examples (clusters them). An `image` survey is
+    (B, D, H, W) like the pixels and takes their crop and flip, with 0 outside. Raise `revision` when `make` changes.
+    """
+
+    name: str
+    role: str
+    make: Callable[[nn.Module, Tensor], Tensor]
+    image: bool = False
+    finish: Callable[[Tensor], Tensor] | None = None
+    revision: int = 1
+
+
+@dataclass(frozen=True)
 class Needs:
     """What the engine must provide.
 
     `learner` and `teacher` name taps: "pooled", "block2", "block-1" (the last), or the glob "block*". `views` counts
     augmented views of each batch. `hard_labels`: one-hot targets; a wrapper that mixes labels is then refused.
-    `probe`: the learner's logits on the whole training set before every epoch, for `sample`.
+    `probe`: the learner's logits on the whole training set before every epoch, for `sample`. `draws`: so many further
+    answers of each frozen teacher with its dropout on, `Out.draws`. `survey`: see `Survey`.
     """
 
     learner: tuple[str, ...] = ()
@@ -60,6 +79,46 @@ class Needs:
     views: int = 1
     hard_labels: bool = False
     probe: bool = False
+    draws: int = 0
+    survey: tuple[Survey, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rate and weight decay of some parameters, as factors of the recipe's."""
+
+    lr: float = 1.0
+    decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A module and the rates of its parameters: what `prepare` and `heads` may answer instead of the module alone.
+
+    `groups` maps a pattern of parameters' names (`adapters.*`) to their rates; of several that match, the last counts.
+    """
+
+    model: nn.Module
+    groups: Mapping[str, Rates] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, made: nn.Module | Prepared) -> Prepared:
+        """The same of either answer."""
+        return made if isinstance(made, Prepared) else cls(made)
+
+    def within(self, path: str) -> dict[str, Rates]:
+        """The groups as they are called where the module is the submodule `path` of another."""
+        return {f"{path}.{pattern}": rates for pattern, rates in self.groups.items()}
+
+    def rates(self) -> dict[nn.Parameter, Rates]:
+        """By parameter, of those that are in a group. Raises Refusal where a pattern matches none."""
+        named, found = dict(self.model.named_parameters()), {}
+        for pattern, rates in self.groups.items():
+            matching = [parameter for name, parameter in named.items() if fnmatchcase(name, pattern)]
+            if not matching:
+                raise Refusal(f"no parameter is called '{pattern}', for which the method sets a rate")
+            found.update(dict.fromkeys(matching, rates))
+        return found
 
 
 @dataclass(frozen=True)
@@ -119,7 +178,7 @@ class Method(ABC):
         return Plan(stages=(Stage({"student": ("teacher",)}),))
 
     # model -----------------------------------------------------------------------------------------------------------
-    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module | Prepared:
         """Surgery on a learner before training (over-parameterise). `teachers` are its stage's teachers."""
         return model
 
@@ -137,7 +196,7 @@ class Method(ABC):
         return batch
 
     # signal ----------------------------------------------------------------------------------------------------------
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         """Extra modules and memory (buffers), trained with the learner and kept out of the deployed student."""
         return nn.Module()
 
@@ -169,7 +228,7 @@ class Wrapper(Method):
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return self.over.plan(roles)
 
-    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module | Prepared:
         return self.over.prepare(model, role, teachers)
 
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
@@ -181,7 +240,7 @@ class Wrapper(Method):
     def batch(self, batch: Batch) -> Batch:
         return self.over.batch(batch)
 
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         return self.over.heads(learner, teachers)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:

@@ -85,8 +85,8 @@ class Cost:
     head_parameters: Count  # extra trainable parameters, kept out of the deployed student
     parameters: Count  # deployed student
     macs: Count  # deployed student, one image
-    teacher_parameters: Count
-    teacher_macs: Count
+    teacher_parameters: Count | None  # None: unknown, of a file of answers
+    teacher_macs: Count | None
     latency_ms_batch1: Amount  # 0: not measured (of a trial), or too large for the memory
     latency_ms_batch256: Amount
     epochs: Count  # summed over stages

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench import births
 from kdbench.board.rows import Heading
 from kdbench.pairing import pairing
-from kdbench.suite.fields import Recipe
+from kdbench.suite.fields import Model, Recipe
 from kdbench.suite.job import method_content
 from kdbench.suite.load import Suite
 
@@ -35,10 +35,7 @@ def heading(suite: Suite) -> Heading:
         floor=file.floor,
         reference=file.reference,
         reported={(name, label): claim for name, pair in file.pairs.items() for label, claim in pair.reported.items()},
-        roles={
-            name: {role: _model(model.model, model.options) for role, model in pair.roles.items()}
-            for name, pair in file.pairs.items()
-        },
+        roles={name: {role: _model(model) for role, model in pair.roles.items()} for name, pair in file.pairs.items()},
         unpaired=_unpaired(suite),
         notes={name: pair.note for name, pair in file.pairs.items() if pair.note},
     )
@@ -48,7 +45,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe's fields; of those younger than stored results, only the ones that are not at their default."""
     content = births.content(recipe)
     dumped = recipe.model_dump(mode="json", include={*content, *births.outside(Recipe)})
-    return {name: content.get(name, value) for name, value in dumped.items()}
+    return {name: content.get(name, value) for name, value in dumped.items() if name in content or value is not None}
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -58,8 +55,11 @@ def describe(content: dict[str, Any]) -> str:
     return f"{content['name']}({knobs}){over}"
 
 
-def _model(name: str, options: dict[str, Any]) -> str:
-    return f"{Path(name).name}({', '.join(f'{k}={v}' for k, v in options.items())})" if options else Path(name).name
+def _model(model: Model) -> str:
+    name, options = Path(model.model).name, ", ".join(f"{k}={v}" for k, v in model.options.items())
+    layers = "" if model.layers is None else f"layers {', '.join(map(str, model.layers))} of "
+    start = "" if model.init is None else f" from {layers}the trained {model.init}"
+    return (f"{name}({options})" if options else name) + start
 
 
 def _unpaired(suite: Suite) -> dict[str, str]:

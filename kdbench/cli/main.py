@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdbench import __version__
+from kdbench.cli.answers import answers
 from kdbench.cli.export import export
 from kdbench.cli.ladder import ladder
 from kdbench.cli.options import (
@@ -256,6 +257,7 @@ def schema() -> None:
 app.add_typer(show, name="show")
 app.command()(doctor)
 app.command()(export)
+app.command()(answers)
 app.command()(ladder)
 app.command()(recipe)
 app.command()(tune)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.rand_augment import rand_augmented
-from kdbench.data.resized_crop import boxes, resampled
+from kdbench.data.resized_crop import boxes, resampled, windows
 from kdbench.streams import derive, integers
 from kdbench.suite.fields import Augment
 
@@ -62,6 +62,21 @@ def augmented(x: Tensor, index_B: Tensor, augment: Augment, *, seed: int, epoch:
     if augment.rand_augment is not None:
         x = rand_augmented(x, index_B, augment.rand_augment, seed=seed, epoch=epoch, view=view)
     return x
+
+
+def followed(values: Tensor, index_B: Tensor, augment: Augment, *, seed: int, epoch: int, view: int = 0) -> Tensor:
+    """Image-shaped values (B, D, H, W) of examples, real numbers, through the crop and flip of their pixels.
+
+    Outside the image they are 0.
+    """
+    if augment.random_resized_crop is not None:
+        height_B, width_B = (torch.full_like(index_B, side) for side in values.shape[2:])
+        box_B4 = boxes(index_B, height_B, width_B, augment.random_resized_crop, seed=seed, epoch=epoch, view=view)
+        values = windows(values, box_B4, values.shape[2]).to(values.dtype)
+    if augment.crop or augment.flip:
+        top_B, left_B, flip_B = parameters(index_B, augment, seed=seed, epoch=epoch, view=view)
+        values = _shift(values, top_B - augment.crop, left_B - augment.crop, flip_B)
+    return values
 
 
 def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -57,11 +57,16 @@ def resampled(x: Tensor, box_B4: Tensor, size: int) -> Tensor:
     The filter sees nothing outside the window. Rounded to the nearest level, in arithmetic that is exact enough for
     the same answer whatever the batch or the device.
     """
+    out = windows(x, box_B4, size)
+    return out.add_(0.5 + 1e-6).floor_().clamp_(0, 255).to(torch.uint8)  # ties go up, however they were summed
+
+
+def windows(x: Tensor, box_B4: Tensor, size: int) -> Tensor:
+    """The same before it is rounded, of any numbers: (B, channels, size, size) in double precision."""
     top_B, left_B, height_B, width_B = box_B4.unbind(1)
     rows = _weights(top_B, height_B, size, x.shape[2])
     columns = _weights(left_B, width_B, size, x.shape[3])
-    out = torch.einsum("bih,bchw,bjw->bcij", rows, x.to(rows.dtype), columns)
-    return out.add_(0.5 + 1e-6).floor_().clamp_(0, 255).to(torch.uint8)  # ties go up, however they were summed
+    return torch.einsum("bih,bchw,bjw->bcij", rows, x.to(rows.dtype), columns)
 
 
 def _weights(start_B: Tensor, length_B: Tensor, size: int, total: int) -> Tensor:

@@ -195,7 +195,7 @@ def _teacher(
         data=_data(job, bench.data),
         preprocessing=_preprocessing(bench.data),
         scores=record.scores,
-        cost={"parameters": record.parameters, "macs": record.macs, "train_seconds": record.train_seconds},
+        cost={"parameters": record.parameters or 0, "macs": record.macs or 0, "train_seconds": record.train_seconds},
         provenance={"versions": versions()},
     )
     return found, made

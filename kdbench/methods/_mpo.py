@@ -15,7 +15,7 @@ the CPU so that it is the same for every device, with three things of our own:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -273,6 +273,15 @@ def tensors_of(layer: nn.Module, name: str) -> tuple[nn.Parameter, ...] | None:
         return None
     held: Any = layer.parametrizations[name]  # type: ignore[index]
     return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
+
+
+class Heads(nn.Module):
+    """The wrapped method's heads, and `compared`, which lists the tensors of both sides (not copied with the heads)."""
+
+    def __init__(self, over: nn.Module) -> None:
+        super().__init__()
+        self.over = over
+        self.compared: Callable[[], tuple[list[list[Tensor]], list[list[Tensor]]]] | None = None
 
 
 def fold(model: nn.Module) -> nn.Module:

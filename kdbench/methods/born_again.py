@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn
 from kdbench.losses import supervised
-from kdbench.method import Method, Plan, Stage, Wrapper, knob
+from kdbench.method import Method, Plan, Prepared, Stage, Wrapper, knob
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class BornAgain(Wrapper):
         taught = tuple(Stage({learner: (teacher,)}) for teacher, learner in pairwise(line))
         return Plan(stages=(Stage({line[0]: ()}), *taught), copies=dict.fromkeys(line[:-1], "student"))
 
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         return self.over.heads(learner, teachers) if teachers else nn.Module()
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import wide
-from kdbench.method import Method, Wrapper, chain, knob
+from kdbench.method import Method, Prepared, Wrapper, chain, knob
 from kdbench.methods.kd import KD
 from kdbench.methods.ls import LS, through
 
@@ -58,11 +58,11 @@ class CTKD(Wrapper):
         if any(getattr(method, "temperature", 1.0) != 1.0 for method in inside):
             raise ValueError("ctkd learns the temperature: give the method inside `temperature: 1`")
 
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
-        heads = nn.Module()
-        heads.over = self.over.heads(learner, teachers)
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> Prepared:
+        heads, inner = nn.Module(), Prepared.of(self.over.heads(learner, teachers))
+        heads.over = inner.model
         heads.theta = nn.Parameter(torch.tensor(float(self.start)))
-        return heads
+        return Prepared(heads, inner.within("over"))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: Any) -> dict[str, Tensor]:
         theta = reversed_gradient(heads.theta, curriculum(batch.epoch, self.curriculum_epochs))

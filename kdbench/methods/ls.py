@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.losses import wide
-from kdbench.method import Method, Refusal, Wrapper
+from kdbench.method import Method, Prepared, Refusal, Wrapper
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class LS(Wrapper):
 
     over: Method = KD(temperature=2.0, ce_weight=0.1, kd_weight=9.0)
 
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         if learner.classes < 2:
             raise Refusal("ls standardises logits over classes and needs two or more; this data set has one")
         return self.over.heads(learner, teachers)

@@ -18,13 +18,14 @@ on each of n factors and so n times on W: by default there is none. Of several t
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
-from kdbench.method import Method, Refusal, Wrapper, knob
+from kdbench.method import Method, Prepared, Rates, Refusal, Wrapper, knob
 from kdbench.methods._matrices import Matrix, chosen, matrices, pairs, parse_map, shown
 from kdbench.methods._mpo_shapes import Shape, automatic, centred, parse
 from kdbench.methods.kd import KD
@@ -82,10 +83,12 @@ class OPDF(Wrapper):
                     )
 
     # model -----------------------------------------------------------------------------------------------------------
-    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> Prepared:
         from kdbench.methods import _mpo as mpo
 
-        model = self.over.prepare(model, role, teachers)
+        inner = Prepared.of(self.over.prepare(model, role, teachers))
+        model = inner.model
+        factors: set[nn.Parameter] = set()
         student = chosen(model, self.layers, role)
         sizes = {matrix.shape for matrix in student.values()}
         for text in self.shapes:
@@ -103,9 +106,11 @@ class OPDF(Wrapper):
                 raise Refusal(
                     f"{path} of the {role} cannot take the teacher's tensors ({error}): use gauge: balanced"
                 ) from error
-            for tensor in tensors:
-                tensor.__dict__.update(lr_scale=self.factor_lr, decay_scale=self.factor_decay)  # read by recipe.py
-        return model
+            factors.update(tensors)
+        rates = Rates(self.factor_lr, self.factor_decay)
+        names = {name: parameter in factors for name, parameter in model.named_parameters()}
+        kept = {pattern: value for pattern, value in inner.groups.items() if fnmatch.filter(names, pattern)}
+        return Prepared(model, kept | {name: rates for name, ours in names.items() if ours})
 
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
         from kdbench.methods import _mpo as mpo
@@ -114,21 +119,24 @@ class OPDF(Wrapper):
         return self.over.deploy(dense, heads.get_submodule("over"))
 
     # signal ----------------------------------------------------------------------------------------------------------
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         """`over`'s heads, and how to come by the tensors to compare: nothing of it is trained or saved."""
-        heads = nn.Module()
-        heads.add_module("over", self.over.heads(learner, teachers))
+        from kdbench.methods import _mpo as mpo
+
+        inner = Prepared.of(self.over.heads(learner, teachers))
+        heads = mpo.Heads(inner.model)
         if self.align:
             student = chosen(learner.model, self.layers, learner.role)
             models = {role: profile.model for role, profile in teachers.items()}
-            heads.__dict__["compared"] = self._compared(student, *self._pairs(student, learner.role, models), heads)
-        return heads
+            heads.compared = self._compared(student, *self._pairs(student, learner.role, models), heads)
+        return Prepared(heads, inner.within("over")) if inner.groups else heads
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         terms = self.over.loss(learner, teachers, batch, heads.get_submodule("over"))
         if not self.align:
             return terms
-        return {**terms, "opdf": self.weight * alignment_loss(*heads.__dict__["compared"]())}
+        compared: Any = heads.compared
+        return {**terms, "opdf": self.weight * alignment_loss(*compared())}
 
     # which tensors ---------------------------------------------------------------------------------------------------
     def _shape(self, matrix: Matrix) -> Shape:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from kdbench.batch import Batch, Out, Probe, Profile, Review
 from kdbench.lazy import nn, torch
 from kdbench.losses import supervised, wide
-from kdbench.method import Method, Needs, Plan, Stage, Wrapper, knob
+from kdbench.method import Method, Needs, Plan, Prepared, Stage, Wrapper, knob
 from kdbench.methods import _bdistil as bdistil
 from kdbench.methods.kd import KD
 
@@ -96,7 +96,7 @@ class Progressive(Wrapper):
         return Plan(stages, answer=students, combine="sum" if self.arm == "residual" else "mean")
 
     # model -----------------------------------------------------------------------------------------------------------
-    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module | Prepared:
         above, before = split(teachers)
         if before and self.arm == "residual":
             for parameter in model.get_submodule(str(model.kd_classifier)).parameters():
@@ -110,7 +110,7 @@ class Progressive(Wrapper):
         return _weights(probe.heads).examples_N
 
     # signal ----------------------------------------------------------------------------------------------------------
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         above, before = split(teachers)
         if self.arm != "bdistil":
             return self.over.heads(learner, above) if above else nn.Module()

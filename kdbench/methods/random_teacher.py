@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import wide
-from kdbench.method import Method, Needs, Refusal, Wrapper
+from kdbench.method import Method, Needs, Prepared, Refusal, Wrapper
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -64,12 +64,13 @@ class RandomTeacher(Wrapper):
             raise Refusal("random_teacher has logits alone, but the method inside needs features of its teacher")
         return needs
 
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> Prepared:
         heads, fresh = nn.Module(), {role: untrained(profile.model) for role, profile in teachers.items()}
         said = {role: dataclasses.replace(teachers[role], model=model) for role, model in fresh.items()}
         heads.untrained = nn.ModuleList(fresh.values())
-        heads.over = self.over.heads(learner, said)
-        return heads
+        inner = Prepared.of(self.over.heads(learner, said))
+        heads.over = inner.model
+        return Prepared(heads, inner.within("over"))
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: Any) -> dict[str, Tensor]:
         pairs = zip(teachers.items(), heads.untrained, strict=True)

@@ -65,6 +65,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(widths[2], widths[3], blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[3], classes)
+        self.kd_layers = ("layer1", "layer2", "layer3")
         self.kd_taps = {f"block{i}": Tap(f"layer{i}") for i in (1, 2, 3)} | {"pooled": Tap("fc", "input")}
         self.kd_classifier = "fc"
         for module in self.modules():

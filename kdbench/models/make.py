@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from kdbench import models
 from kdbench.data import DataSet
-from kdbench.models import size
+from kdbench.models import layers, size
+from kdbench.models.box import Box
 from kdbench.suite.fields import Model
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def network(spec: Model, data: DataSet, folder: Path, *, pretrained: bool = Fals
     Raises:
         UserError: see `kdbench.models.build`.
     """
-    return models.build(
+    if spec.answers is not None:
+        return Box(len(data.train.labels), data.classes)
+    made = models.build(
         spec.model,
         spec.options,
         classes=data.classes,
@@ -36,6 +39,7 @@ def network(spec: Model, data: DataSet, folder: Path, *, pretrained: bool = Fals
         pretrained=pretrained,
         folder=folder,
     )
+    return made if spec.layers is None else layers.keep(made, spec.layers, data.shape, f"{spec.init} {spec.model}")
 
 
 @dataclass
@@ -50,8 +54,10 @@ class Sizes:
     counted: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: Model) -> tuple[int, int]:
-        """(parameters, MACs of one image). Raises UserError where the network cannot be built."""
-        key = json.dumps([spec.model, spec.options, spec.input_size], sort_keys=True, default=str)
+        """(parameters, MACs of one image), 0 where they are unknown. Raises UserError where it cannot be built."""
+        if spec.answers is not None:
+            return 0, 0
+        key = json.dumps([spec.model, spec.options, spec.input_size, spec.layers], sort_keys=True, default=str)
         if key not in self.counted:
             self.counted[key] = size.count(network(spec, self.data, self.folder), self.data.shape)
         return self.counted[key]

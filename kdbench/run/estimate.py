@@ -15,6 +15,7 @@ from kdbench.suite.fields import Model, Recipe
 from kdbench.suite.job import Job
 from kdbench.train.frozen import exact
 from kdbench.train.provenance import device_name
+from kdbench.train.stage import length
 from kdbench.train.workbench import Workbench
 
 
@@ -32,7 +33,9 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
     timed: dict[str, tuple[float, float]] = {}
 
     def step(model: Model, recipe: Recipe, job: Job, role: str) -> tuple[float, float]:
-        key = f"{model.model} {model.options} {model.input_size} {recipe.batch_size}"
+        key = f"{model.model} {model.options} {model.input_size} {model.layers} {recipe.batch_size}"
+        if model.answers is not None:
+            return 0.0, 0.0
         if key not in timed:
             timed[key] = _time(bench.build(job, role), bench, recipe.batch_size)
         return timed[key]
@@ -42,14 +45,14 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
         if times := known.get((job.pair, job.label)):
             out[job.key] = mean(times)
             continue
-        steps = max(1, len(bench.data.train.labels) // job.recipe.batch_size) * job.recipe.epochs
+        whole = length(job.recipe, 1.0, len(bench.data.train.labels))
         total = 0.0
         for stage in job.plan.stages:
             teachers = {t for ts in stage.learners.values() for t in ts} - set(stage.learners)
             total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[0] for role in stage.learners)
             if not exact(job.method, job.recipe):  # else they run once
                 total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[1] for role in teachers)
-        out[job.key] = steps * total
+        out[job.key] = whole.steps * whole.accumulate * total
     return out
 
 

@@ -70,7 +70,8 @@ class Lines:
         if time.monotonic() - self.spoken >= PLAIN_SECONDS:
             stage = f"stage {progress.stage + 1}/{progress.stages} " if progress.stages > 1 else ""
             self._line(
-                f"[{self.finished_jobs}/{self.total}] {what}: {stage}epoch {progress.epoch + 1}/{progress.epochs}, "
+                f"[{self.finished_jobs}/{self.total}] {what}: "
+                f"{stage}{progress.unit} {progress.epoch + 1}/{progress.epochs}, "
                 f"{progress.images_per_second:.0f} images/s{_headline(progress)}"
             )
 

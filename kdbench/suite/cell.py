@@ -87,7 +87,7 @@ def cell_of(suite: Suite, pair: str, label: str) -> Cell:
         objectives=objectives,
         sampler="grid" if few else tune.sampler,
         hash=digest(said),
-        epochs=tune.epochs or job.recipe.epochs,
+        epochs=tune.epochs or job.recipe.length,
         enumerated=enumerated if few else None,
     )
 

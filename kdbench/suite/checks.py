@@ -228,11 +228,12 @@ def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
     if pretrained is not None and pretrained.value is True and foreign:
         sentence = f"pretrained weights exist for timm's models only; give '{name}' its `weights`"
         problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)
-    weights = item.field("weights")
-    file = _text(weights)
-    if weights is not None and file is not None and not is_file(folder / file):
-        sentence = f"no such file: {file} (looked for beside the suite file){near(folder / file)}"
-        problems.add(weights.mark, (*item.path, "weights"), sentence)
+    for field in ("weights", "answers"):
+        given = item.field(field)
+        file = _text(given)
+        if given is not None and file is not None and not is_file(folder / file):
+            sentence = f"no such file: {file} (looked for beside the suite file){near(folder / file)}"
+            problems.add(given.mark, (*item.path, field), sentence)
 
 
 def _name(
@@ -334,6 +335,7 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
     for item in roles(root):
         have[item.pair] = (*have.get(item.pair, ()), item.role)
     frozen: dict[str, set[str]] = {}
+    trained: dict[str, dict[str, tuple[str, ...]]] = {}
     unclear: set[str] = set()
     for pair, label in cells:
         names = have.get(pair, ())
@@ -345,6 +347,7 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
         sentences = [f"method '{label}' cannot be used here: {found}"] if isinstance(found, str) else []
         if isinstance(found, Plan):
             sentences = _misfits(found, label, pair, names)
+            trained.setdefault(pair, {})[label] = found.learners
             frozen.setdefault(pair, set()).update({"teacher", *found.roles} - set(found.learners))
             frozen[pair].update(source for role, source in found.copies.items() if role in found.frozen)
         node = root.at(("pairs", pair))
@@ -352,6 +355,13 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
             unclear.add(pair)
             problems.add(node.where if node else root.where, ("pairs", pair), sentence)
     for item in roles(root):
+        source = _text(item.field("from"))
+        if source is not None and source in have.get(item.pair, ()) and item.pair in trained:
+            for label in [label for label, learners in trained[item.pair].items() if source in learners]:
+                sentence = (
+                    f"starts from '{source}', which method '{label}' trains: exclude it, or start from another role"
+                )
+                problems.add(item.field("from").mark, (*item.path, "from"), sentence)  # type: ignore[union-attr]
         if item.pair in frozen and item.pair not in unclear and item.role not in frozen[item.pair]:
             _without_effect(item, problems)
 
@@ -423,7 +433,7 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
 
 def _without_effect(item: RoleNode, problems: Problems) -> None:
     """Fields that say where a frozen role's weights come from, on a role that the methods train themselves."""
-    for name in ("min_top1", "weights", "pretrained", "train", "seed"):
+    for name in ("min_top1", "weights", "answers", "pretrained", "train", "seed"):
         node = item.field(name)
         idle = node is None or node.value is None or (name, node.value) in (("train", True), ("pretrained", False))
         if node is not None and not idle:

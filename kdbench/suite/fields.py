@@ -148,11 +148,18 @@ class Schedule(Spec):
     name: Literal["cosine", "multistep", "constant"] = "cosine"
     warmup_epochs: Annotated[Float, Field(ge=0)] = 0.0
     """Linear warm-up from 0."""
+    warmup_steps: Annotated[Annotated[Int, Field(ge=0)], Since(2)] = 0
+    """The same, of a recipe that counts `steps`."""
     milestones: tuple[Annotated[Int, Field(ge=1)], ...] = ()
-    """Epochs at which multistep multiplies the rate by `gamma`."""
+    """Epochs (or steps, of a recipe that counts those) at which multistep multiplies the rate by `gamma`."""
     gamma: Annotated[Float, Field(gt=0, le=1)] = 0.1
     min_factor: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Where cosine ends, as a factor of the initial rate."""
+
+    @property
+    def warmup(self) -> float:
+        """In the recipe's unit of time."""
+        return self.warmup_epochs or self.warmup_steps
 
     @model_validator(mode="after")
     def _milestones(self) -> Schedule:
@@ -168,9 +175,14 @@ class Schedule(Spec):
 class Recipe(Spec):
     """How every method of a suite is trained."""
 
-    epochs: Annotated[Int, Field(ge=1)]
+    epochs: Annotated[Int, Field(ge=1)] | None = None
+    """How long a stage of share 1 is; or give `steps`."""
+    steps: Annotated[Annotated[Int, Field(ge=1)] | None, Since(2)] = None
+    """Optimiser steps instead of epochs, where an epoch is long or sets of different sizes are compared."""
     batch_size: Annotated[Int, Field(ge=2)] = 128
     """The last, smaller batch of an epoch is dropped, as is usual; sets smaller than a batch are one batch."""
+    accumulate: Annotated[Annotated[Int, Field(ge=1)], Since(2)] = 1
+    """Batches of one optimiser step, whose gradients are averaged: for machines that cannot hold a larger batch."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
@@ -181,18 +193,39 @@ class Recipe(Spec):
     compile: Annotated[Bool, Outside("changes no weight")] = False
     """torch.compile every model (not part of a job's identity)."""
     validate_every: Annotated[Int, Field(ge=1), Outside("changes no weight")] = 1
-    """Epochs between validations of the learners; the last epoch is always validated."""
+    """Epochs between validations of the learners; with `steps`, steps (1: an epoch). The end is validated too."""
+    checkpoint_every: Annotated[Annotated[Int, Field(ge=1)] | None, Outside("changes no weight")] = None
+    """Steps between checkpoints, where an epoch is long. Default: after an epoch, at most every five seconds."""
     teacher_logits: Annotated[Literal["live", "stored"], Since(2)] = "live"
     """stored: roles that teach without learning say once what they say of each training image, where that is exact:
     without augmentation, for methods that see logits only and leave batches as they are. Other methods run live."""
 
+    @property
+    def unit(self) -> Literal["epoch", "step"]:
+        """In which time is counted: by the schedule too."""
+        return "epoch" if self.steps is None else "step"
+
+    @property
+    def length(self) -> int:
+        """Epochs, or steps where the recipe counts those."""
+        return self.steps or self.epochs or 0
+
     @model_validator(mode="after")
     def _within(self) -> Recipe:
-        late = [m for m in self.schedule.milestones if m >= self.epochs]
+        if self.epochs is None and self.steps is None:
+            raise ValueError("needs `epochs`, or `steps`")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("choose one of `epochs` and `steps`")
+        schedule, unit = self.schedule, self.unit
+        wrong = "warmup_epochs" if unit == "step" and schedule.warmup_epochs else ""
+        wrong = "warmup_steps" if unit == "epoch" and schedule.warmup_steps else wrong
+        if wrong:
+            raise ValueError(f"schedule.{wrong} does not go with `{unit}s`: give schedule.warmup_{unit}s")
+        late = [m for m in schedule.milestones if m >= self.length]
         if late:
-            raise ValueError(f"milestone {late[0]} is not before the last epoch ({self.epochs})")
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(f"warm-up of {self.schedule.warmup_epochs:g} epochs leaves none of {self.epochs}")
+            raise ValueError(f"milestone {late[0]} is not before the last {unit} ({self.length})")
+        if schedule.warmup >= self.length:
+            raise ValueError(f"warm-up of {schedule.warmup:g} {unit}s leaves none of {self.length}")
         return self
 
 
@@ -216,8 +249,11 @@ def patched(recipe: Recipe, override: BaseModel | None) -> Recipe:
     """`recipe` with the fields that `override` sets; a changed schedule or optimiser name starts from defaults."""
     if override is None:
         return recipe
-    values = recipe.model_dump()
-    for name, value in override.model_dump(exclude_unset=True).items():
+    values, given = recipe.model_dump(), override.model_dump(exclude_unset=True)
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):  # who counts in one unit no longer does in the other
+        if given.get(one) is not None and given.get(other) is None:
+            values[other] = None
+    for name, value in given.items():
         if isinstance(value, dict) and isinstance(values.get(name), dict):
             renamed = "name" in value and value["name"] != values[name].get("name")
             values[name] = value if renamed else {**values[name], **value}
@@ -240,11 +276,20 @@ FROZEN = Outside("of frozen roles, for which `job.freeze` adds what counts")
 
 
 def _named(value: Any) -> Any:
+    if isinstance(value, dict) and "answers" in value:
+        return {"model": "answers", **value}
     return {"model": value} if isinstance(value, str) else value
+
+
+def _from_alone(schema: dict[str, Any]) -> None:
+    schema.pop("required")
+    schema["anyOf"] = [{"required": ["model"]}, {"required": ["from"]}, {"required": ["answers"]}]
 
 
 class Model(Spec):
     """A network, and where its weights come from if it teaches without being trained by the method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, json_schema_extra=_from_alone)
 
     model: Str
     """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
@@ -260,6 +305,12 @@ class Model(Spec):
     """Take timm's pretrained weights."""
     seed: Annotated[Int, Field(ge=0), FROZEN] = 0
     """Seed of a frozen role that is trained here: one checkpoint for all methods and seeds."""
+    answers: Annotated[Str | None, FROZEN] = None
+    """A file of what it says of each training example (.npz, .safetensors) in the place of a network: an API's."""
+    init: Annotated[Str | None, Field(alias="from"), Outside("a name: the weights of that role count")] = None
+    """Start from the trained weights of this role of the pair, which must teach without learning; its network too."""
+    layers: Annotated[tuple[Annotated[Int, Field(ge=0)], ...] | None, Since(2)] = None
+    """Of the role that it starts from, keep these blocks, counted from 0: `{from: teacher, layers: [0, 2, 4]}`."""
     min_top1: Annotated[Annotated[Float, Field(ge=0, le=100)] | None, Outside("stops a job, changes none")] = None
     """Gate in percent of validation accuracy: below it the pair is stopped with a sentence."""
 
@@ -269,6 +320,17 @@ class Model(Spec):
             raise ValueError("choose one source of weights: `weights` or `pretrained`")
         if (self.weights is not None or self.pretrained) and isinstance(self.train, BaseModel):
             raise ValueError("`train` overrides have no effect beside `weights` or `pretrained`: remove one")
+        if self.init is not None and (self.weights is not None or self.pretrained or self.train is not True):
+            raise ValueError("weights come `from` another role: remove `weights`, `pretrained` and `train`")
+        other = self.weights is not None or self.pretrained or self.init is not None or self.train is not True
+        if self.answers is not None and (self.model != "answers" or self.options or other or self.input_size):
+            raise ValueError("a file of `answers` is no network: remove everything else of this role")
+        if self.answers is not None and self.min_top1 is not None:
+            raise ValueError("`answers` are of training examples alone: there is no validation for `min_top1`")
+        if self.layers is not None and self.init is None:
+            raise ValueError("`layers` are those of the role that it starts from: give `from`")
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise ValueError("layers must increase, for example [0, 2, 4]")
         return self
 
 
@@ -334,6 +396,30 @@ class Pair(Spec):
     """Students of growing size, the roles `weak1`, `weak2`, ...: `[{depth: 1, dim: 16}, {depth: 2, dim: 16}]`."""
     note: Str = ""
     """A sentence for the board: "claims reproduced, architecture ours"."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived(cls, given: Any) -> Any:
+        """A role that starts from another has its network."""
+        if not isinstance(given, dict):
+            return given
+        made = dict(given)
+        for role, spec in given.items():
+            if not isinstance(spec, dict) or not isinstance(spec.get("from"), str):
+                continue
+            source = _named(given.get(spec["from"]))
+            own = [name for name in ("model", "options", "input_size") if name in spec]
+            if own:
+                raise ValueError(f"{role} has the network of the role that it starts from: remove `{own[0]}`")
+            if not isinstance(source, dict) or spec["from"] in ("recipe", "reported", "ladder", "note"):
+                raise ValueError(f"{role} starts from '{spec['from']}', which is no role of this pair")
+            if "answers" in source:
+                raise ValueError(f"{role} starts from {spec['from']}, which is a file of answers and has no weights")
+            if "from" in source:
+                raise ValueError(f"{role} starts from {spec['from']}, which itself starts from a role: name that one")
+            network = {name: source[name] for name in ("model", "options", "input_size") if name in source}
+            made[role] = {**network, **spec}
+        return made
 
     @property
     def roles(self) -> dict[str, Model]:

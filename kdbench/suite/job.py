@@ -81,6 +81,7 @@ class FrozenRole:
     recipe: Recipe | None  # None: read from a file, or pretrained
     content: Mapping[str, Any]
     folder: Path
+    source: FrozenRole | None = None  # the role that it starts from
 
     @property
     def key(self) -> str:
@@ -148,12 +149,18 @@ def _cell(
     recipe = whole if shorter is None else shortened(whole, shorter)
     plan = method.plan(tuple(pair.roles))
     declared = {**pair.roles, "student": with_student(pair.student, given)}
-    roles = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    used = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    roles = used | {model.init: declared[model.init] for model in used.values() if model.init is not None}
     data = data_content(suite.file.data, suite.folder, fingerprint)
     frozen = {
         role: freeze(model, full, data, suite.folder, epochs)
         for role, model in roles.items()
-        if role not in plan.learners
+        if role not in plan.learners and model.init is None
+    }
+    frozen |= {
+        role: _derived(model, frozen[model.init], suite.folder)
+        for role, model in roles.items()
+        if role not in plan.learners and model.init is not None
     }
     # Asking for as many epochs as the suite has changes nothing.
     trained = (whole, *(own for role in frozen if (own := own_recipe(roles[role], full)) is not None))
@@ -162,7 +169,7 @@ def _cell(
         "data": data,
         "recipe": content(recipe),
         "roles": {
-            role: dict(frozen[role].content) if role in frozen else model_content(model, suite.folder)
+            role: dict(frozen[role].content if role in frozen else _learner(model, frozen, suite.folder))
             for role, model in sorted(roles.items())
         },
         "method": method_content(method),
@@ -185,13 +192,13 @@ def _cell(
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with another number of epochs; milestones and warm-up shrink with it."""
-    scale = epochs / recipe.epochs
+    """The recipe with another number of epochs (also one of steps); milestones and warm-up shrink with it."""
+    scale = epochs / recipe.length
     milestones = sorted({max(1, round(m * scale)) for m in recipe.schedule.milestones if round(m * scale) < epochs})
     schedule = recipe.schedule.model_copy(
-        update={"milestones": tuple(milestones), "warmup_epochs": recipe.schedule.warmup_epochs * scale}
+        update={"milestones": tuple(milestones), "warmup_epochs": recipe.schedule.warmup * scale, "warmup_steps": 0}
     )
-    return recipe.model_copy(update={"epochs": epochs, "schedule": schedule})
+    return recipe.model_copy(update={"epochs": epochs, "steps": None, "schedule": schedule})
 
 
 def freeze(
@@ -199,10 +206,11 @@ def freeze(
 ) -> FrozenRole:
     """How a frozen role comes by its weights, and its content key."""
     said = model_content(model, folder)
-    if model.weights is not None:
-        path = folder / model.weights
-        sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        return FrozenRole(model, None, {**said, "weights": sha, "data": data}, folder)
+    for kind, file in (("weights", model.weights), ("answers", model.answers)):
+        if file is not None:
+            path = folder / file
+            sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+            return FrozenRole(model, None, {**said, kind: sha, "data": data}, folder)
     own = own_recipe(model, recipe)
     if own is None:
         return FrozenRole(model, None, {**said, "pretrained": True, "data": data}, folder)
@@ -212,9 +220,19 @@ def freeze(
     return FrozenRole(model, own, {**said, "train": content(alone), "seed": model.seed, "data": data}, folder)
 
 
+def _learner(model: Model, frozen: Mapping[str, FrozenRole], folder: Path) -> dict[str, Any]:
+    """Content of a role that learns: what it starts from is part of it."""
+    start = {} if model.init is None else {"from": dict(frozen[model.init].content)}
+    return model_content(model, folder) | start
+
+
+def _derived(model: Model, source: FrozenRole, folder: Path) -> FrozenRole:
+    return FrozenRole(model, None, model_content(model, folder) | {"from": dict(source.content)}, folder, source)
+
+
 def own_recipe(model: Model, recipe: Recipe) -> Recipe | None:
     """How a frozen role is trained here, in full; None where its weights come from elsewhere."""
-    if model.weights is not None or model.pretrained:
+    if model.weights is not None or model.pretrained or model.init is not None or model.answers is not None:
         return None
     return patched(recipe, model.train) if isinstance(model.train, RecipeOverride) else recipe
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.batch import Out
-from kdbench.method import Method, Refusal, Wrapper, changes
+from kdbench.method import Method, Prepared, Refusal, Wrapper, changes
 from kdbench.testing import watch
 from kdbench.testing.contract import Contract, explained
 from kdbench.testing.declarations import Declarations, names_of, supervised_names
@@ -149,7 +149,8 @@ class MethodContract(Declarations):
         (role, found), *_ = problem.profiles().items()
         names = [role, "teacher8", "teacher9"]
         try:
-            heads = method.heads(problem.profile, {name: dataclasses.replace(found, role=name) for name in names})
+            profiles = {name: dataclasses.replace(found, role=name) for name in names}
+            heads = Prepared.of(method.heads(problem.profile, profiles)).model
         except Refusal as refused:
             explained(refused)
             return

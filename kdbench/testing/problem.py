@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.batch import Batch, Out, Probe, Profile
 from kdbench.losses import row_mean
-from kdbench.method import Method, Plan, Refusal
+from kdbench.method import Method, Plan, Prepared, Refusal
 from kdbench.models import taps
 from kdbench.targets import Targets
 from kdbench.tasks import Metric, Scorer, Task
@@ -125,11 +125,11 @@ class Problem:
         fresh = seeded(make, seed=1).to(dtype)
         with torch.random.fork_rng():
             torch.manual_seed(4)
-            self.student = method.prepare(fresh, self.role, self.teachers)
+            self.student = Prepared.of(method.prepare(fresh, self.role, self.teachers)).model
         self.profile = self._profile(self.student, self.role, self.needs.learner)
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            self.heads = method.heads(self.profile, self.profiles()).to(dtype)
+            self.heads = Prepared.of(method.heads(self.profile, self.profiles())).model.to(dtype)
         self._says = taps.Tapped(self.student, self.role, self.needs.learner)
         self._say = {role: taps.Tapped(net, role, self.needs.teacher) for role, net in self.teachers.items()}
 

@@ -1,49 +1,46 @@
 """The only training loop. It names no method.
 
 A plan's stages are trained in turn. In a stage every learner is one model with its heads and its optimiser; a role
-that teaches without learning is in eval mode under no_grad. Metrics accumulate on the device and are read once an
-epoch, so that a step never waits for the host.
+that teaches without learning is in eval mode under no_grad. Metrics accumulate on the device and are read once a
+report (an epoch, or so many steps), so that a step never waits for the host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.batch import Batch, Probe, Profile
-from kdbench.data.batches import mixed, stream
-from kdbench.method import Refusal, Stage
+from kdbench.batch import Probe, Profile
+from kdbench.method import Prepared, Rates, Refusal, Stage
+from kdbench.models.box import Box
 from kdbench.models.taps import Tapped, profile
-from kdbench.streams import derive, draw, order, seeded
+from kdbench.streams import draw, order, seeded
+from kdbench.suite.fields import Augment
 from kdbench.tasks import classification, combined
 from kdbench.train import evaluate
-from kdbench.train.frozen import Live, Stored, exact, say
-from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
-from kdbench.train.state import Diverged, Progress, State, Sum, Trained, Training
-
-
-@dataclass
-class Learner:
-    """One role while it learns."""
-
-    model: nn.Module
-    heads: nn.Module
-    optimizer: torch.optim.Optimizer
-    forward: Tapped
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+from kdbench.train.frozen import Live, Stored, check_box, exact
+from kdbench.train.interrupt import Interrupt
+from kdbench.train.recipe import make_optimizer, precision_on
+from kdbench.train.stage import Learner, Length, StageRun, length
+from kdbench.train.state import Progress, State, Sum, Trained, Training
+from kdbench.train.steps import Stepper
+from kdbench.train.surveys import Surveyed, survey
 
 
 class Engine:
-    """Trains one task. `save` is called with the state after every epoch, `watch` with the progress."""
+    """Trains one task. `watch` hears of every report's progress; `save` is given the state, to keep it.
+
+    It is kept after a report, but at most every `spacing` seconds; at the end of a stage, every
+    `recipe.checkpoint_every` steps, and before whatever interrupts the training, in any case.
+    """
 
     def __init__(
         self,
@@ -52,17 +49,24 @@ class Engine:
         state: State | None = None,
         save: Callable[[State], None] = lambda state: None,
         watch: Callable[[Progress], None] = lambda progress: None,
+        spacing: float = 0.0,
     ) -> None:
-        self.training, self.save, self.watch = training, save, watch
+        self.training, self.save, self.watch, self.spacing = training, save, watch, spacing
+        self.saved = -math.inf  # when it was last, on the monotonic clock
+        self.saved_at = (-1, -1)  # stage and steps of it
+        self.interrupt = Interrupt()
         self.needs = training.method.needs()
         self.models = dict(training.models)
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
+        self.rates: dict[nn.Parameter, Rates] = {}  # where the method sets them
+        self.surveys: dict[str, Surveyed] = {}
         self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
         self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
         self.state = state or State()
         self.device = training.data.train.images.device
         self.precision = precision_on(training.recipe.precision, self.device)
+        self.stepper = Stepper(training, self.precision, self.surveys, self.interrupt)
         self.examples = len(training.data.train.labels)
 
     def train(self) -> Trained:
@@ -76,7 +80,10 @@ class Engine:
         for number, stage in enumerate(plan.stages):
             learners = self._learners(number, stage, resumed)
             if number >= self.state.stage:
-                self._stage(number, stage, learners)
+                before = [self._length(earlier) for earlier in plan.stages[:number]]
+                epochs, reports = sum(one.epochs for one in before), sum(one.reports for one in before)
+                with self.interrupt:
+                    self._stage(StageRun(number, stage, self._length(stage), epochs, reports, learners))
             for learner in learners.values():
                 learner.forward.close()
                 learner.model.requires_grad_(False).eval()
@@ -89,7 +96,7 @@ class Engine:
             seconds=self.state.seconds,
             cpu_seconds=self.state.cpu_seconds,
             images=self.state.images,
-            epochs=sum(self._epochs(stage) for stage in plan.stages),
+            epochs=sum(self._length(stage).epochs for stage in plan.stages),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
             head_parameters=sum(self._trained_in(heads) for heads in self.heads.values()),
             notes=tuple(self.state.notes),
@@ -100,8 +107,8 @@ class Engine:
         trained = {id(p) for parameters in self.trainable.values() for p in parameters}
         return sum(p.numel() for p in heads.parameters() if id(p) in trained)
 
-    def _epochs(self, stage: Stage) -> int:
-        return max(1, round(stage.share * self.training.recipe.epochs))
+    def _length(self, stage: Stage) -> Length:
+        return length(self.training.recipe, stage.share, self.examples)
 
     def _learners(self, number: int, stage: Stage, resumed: Mapping[str, Any]) -> dict[str, Learner]:
         """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
@@ -113,8 +120,8 @@ class Engine:
                     parameter.requires_grad_(True)
                 continue
             with seeded(training.seed, "prepare", role):
-                model = training.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
-                self.models[role] = model.to(self.device)
+                made = training.method.prepare(self.models[role], role, {t: self.models[t] for t in teachers})
+            self.models[role] = model = self._rated(made)
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise Refusal(
                     f"the {role} has nothing to learn: all parameters of its {type(model).__name__} are frozen "
@@ -124,19 +131,18 @@ class Engine:
         for role, teachers in stage.learners.items():
             if role not in self.heads:
                 with seeded(training.seed, "heads", role):
-                    heads = training.method.heads(
+                    made = training.method.heads(
                         self._profile(role, self.needs.learner),
                         {t: self._profile(t, self.needs.teacher, t not in stage.learners) for t in teachers},
-                    ).to(self.device)
-                self.heads[role] = heads
+                    )
+                self.heads[role] = heads = self._rated(made)
                 self.trainable[role] = [
                     p for module in (self.models[role], heads) for p in module.parameters() if p.requires_grad
                 ]
             model, heads = self.models[role], self.heads[role]
             model.to(memory_format=torch.channels_last)  # in place: a third faster convolutions, on CPU too
-            learners[role] = Learner(
-                model, heads, make_optimizer((model, heads), training.recipe.optimizer), self._tapped(role, stage)
-            )
+            optimizer = make_optimizer((model, heads), training.recipe.optimizer, self.rates)
+            learners[role] = Learner(model, heads, optimizer, self._tapped(role, stage))
         for role, learner in learners.items():
             if role in resumed.get("models", {}):
                 learner.model.load_state_dict(resumed["models"][role])
@@ -145,8 +151,21 @@ class Engine:
                     learner.optimizer.load_state_dict(resumed["optimizers"][role])
         return learners
 
+    def _rated(self, made: nn.Module | Prepared) -> nn.Module:
+        """The module on the device; the rates of its parameters are noted."""
+        prepared = Prepared.of(made)
+        prepared.model.to(self.device)
+        self.rates |= prepared.rates()
+        return prepared.model
+
     def _profile(self, role: str, names: tuple[str, ...], frozen: bool = False) -> Profile:
         data = self.training.data
+        if isinstance(box := self.models[role], Box):
+            check_box(role, self.training.method, self.training.recipe)
+            rows_NC = box.rows_NC if self.needs.probe else None
+            return Profile(
+                role, box, data.classes, {}, self.examples, data.shape, rows_NC, len(self.training.plan.answer)
+            )
         found = profile(
             self.models[role],
             role,
@@ -171,44 +190,100 @@ class Engine:
         roles = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
         for role in roles:
             self.models[role].requires_grad_(False).eval()
-        if exact(self.training.method, self.training.recipe):
-            return {role: Stored(role, self._over_training(role)) for role in roles}
-        return {role: Live(self._tapped(role, stage)) for role in roles}
+        return {role: self._teacher(role, stage) for role in roles}
+
+    def _teacher(self, role: str, stage: Stage) -> Live | Stored:
+        model, method, recipe = self.models[role], self.training.method, self.training.recipe
+        if isinstance(model, Box):
+            check_box(role, method, recipe)
+            self._note_box(role)
+            return Stored(role, model.rows_NC)
+        if exact(method, recipe):
+            return Stored(role, self._over_training(role))
+        return Live(self._tapped(role, stage), self.needs.draws, self.training.seed)
+
+    def _note_box(self, role: str) -> None:
+        """With augmentation the answers are of the examples, not of what the learner sees: said in the record."""
+        note = f"the {role} answers from a file: about each training example, whatever its augmentation"
+        if self.training.recipe.augment != Augment() and note not in self.state.notes:
+            self.state.notes.append(note)
+
+    def _survey(self) -> None:
+        """What the method asks of frozen roles about every example: made once."""
+        training = self.training
+        for asked in self.needs.survey if not self.surveys else ():
+            if asked.role not in training.plan.frozen:
+                raise Refusal(f"survey '{asked.name}' is of the {asked.role}, which is no frozen teacher of this plan")
+            model, folder = self.models[asked.role].eval(), training.folders.get(asked.role)
+            self.surveys[asked.name] = survey(asked, model, training.data, training.recipe.augment, folder)
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
         names = (*(self.needs.learner if role in stage.learners else ()), *(self.needs.teacher if teaches else ()))
         return Tapped(self.models[role], role, tuple(dict.fromkeys(names)), compile=self.training.recipe.compile)
 
-    def _stage(self, number: int, stage: Stage, learners: dict[str, Learner]) -> None:
+    def _stage(self, run: StageRun) -> None:
+        state = self.state
         with self._timed():
-            frozen = self._frozen(stage)
-        epochs, last = self._epochs(stage), number == len(self.training.plan.stages) - 1
-        for epoch in range(self.state.epoch if number == self.state.stage else 0, epochs):
-            before, images = self.state.seconds, self.state.images
+            run.frozen = self._frozen(run.stage)
+            self._survey()
+        if run.number == state.stage:
+            run.resume(state)
+        seconds, images = state.seconds, state.images
+        while not run.finished:
             with self._timed():
-                metrics = self._epoch(number, epoch, epochs, stage, learners, frozen)
-            if (epoch + 1) % self.training.recipe.validate_every == 0 or epoch + 1 == epochs:
-                metrics |= self._validate(stage, last)
-            if epoch + 1 == epochs and self.needs.probe:
-                metrics |= self._review(epoch, epochs, learners)
-            for name, value in metrics.items():
-                curve = self.state.curves.setdefault(name, [])
-                curve += [None] * (sum(map(self._epochs, self.training.plan.stages[:number])) + epoch - len(curve))
-                curve.append(value)
-            self.state.stage, self.state.epoch = number, epoch + 1
-            self.state.tensors = {
-                "models": {role: self.models[role].state_dict() for role in self.heads},
-                "heads": {role: heads.state_dict() for role, heads in self.heads.items()},
-                "optimizers": {role: learner.optimizer.state_dict() for role, learner in learners.items()},
-            }
-            self.save(self.state)
-            speed = (self.state.images - images) / max(self.state.seconds - before, 1e-9)
-            self.watch(
-                Progress(number, len(self.training.plan.stages), epoch, epochs, speed, metrics, self.state.seconds)
-            )
-        for teacher in frozen.values():
+                if run.indices is None:
+                    run.indices = self._indices(run)
+                state.images += self.stepper.advance(run, run.steps_ahead(self.training.recipe.checkpoint_every))
+                metrics = self.stepper.means(run) if run.reports_now and run.batches else None
+            if metrics is None:  # a checkpoint is due, the epoch is over, or somebody has asked to stop
+                self._keep(run, due=self.interrupt.asked or self._is_checkpoint(run))
+            else:
+                speed = (state.images - images) / max(state.seconds - seconds, 1e-9)
+                self._report(run, metrics, speed)
+                seconds, images = state.seconds, state.images
+            self.interrupt.raise_if_asked()
+        for teacher in run.frozen.values():
             teacher.close()
+
+    def _is_checkpoint(self, run: StageRun) -> bool:
+        every = self.training.recipe.checkpoint_every
+        return every is not None and run.done % every == 0
+
+    def _report(self, run: StageRun, metrics: dict[str, float], speed: float) -> None:
+        """Validate, add to the curves, keep the state, tell `watch`."""
+        recipe, plan = self.training.recipe, self.training.plan
+        if recipe.steps is not None or run.report % recipe.validate_every == 0 or run.finished:
+            metrics |= self._validate(run.stage, run.number == len(plan.stages) - 1)
+        if run.finished and self.needs.probe:
+            metrics |= self._review(run)
+        for name, value in metrics.items():
+            curve = self.state.curves.setdefault(name, [])
+            curve += [None] * (run.first_report + run.report - 1 - len(curve))
+            curve.append(value)
+        self._keep(run, due=run.finished or self.interrupt.asked or self._is_checkpoint(run))
+        at, of = (run.report, run.length.reports) if recipe.steps is None else (run.done, run.length.steps)
+        progress = Progress(run.number, len(plan.stages), at - 1, of, speed, metrics, self.state.seconds, recipe.unit)
+        try:
+            self.watch(progress)
+        except BaseException:
+            self._keep(run, due=True)
+            raise
+
+    def _keep(self, run: StageRun, due: bool) -> None:
+        """Note where the training stands; save it if that is `due`, or was last done long enough ago."""
+        state = self.state
+        state.stage, state.epoch, state.step = run.number, run.epoch, run.step
+        state.tensors = {
+            "models": {role: self.models[role].state_dict() for role in self.heads},
+            "heads": {role: heads.state_dict() for role, heads in self.heads.items()},
+            "optimizers": {role: learner.optimizer.state_dict() for role, learner in run.learners.items()},
+            "inside": run.inside(),
+        }
+        at = (run.number, run.done)
+        if at != self.saved_at and (due or time.monotonic() - self.saved >= self.spacing):
+            self.save(state)
+            self.saved, self.saved_at = time.monotonic(), at
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -218,102 +293,31 @@ class Engine:
         self.state.seconds += time.perf_counter() - start
         self.state.cpu_seconds += time.process_time() - cpu
 
-    # one epoch -------------------------------------------------------------------------------------------------------
-    def _indices(self, number: int, epoch: int, epochs: int, learners: dict[str, Learner]) -> Tensor:
+    # epochs ----------------------------------------------------------------------------------------------------------
+    def _indices(self, run: StageRun) -> Tensor:
         """The examples of an epoch in order: a permutation, or a weighted draw where the method samples."""
         seed = self.training.seed
         if self.needs.probe:
-            role, learner = next(iter(learners.items()))
-            weights_N = self.training.method.sample(self._probe(role, learner, epoch, epochs))
+            role, learner = next(iter(run.learners.items()))
+            weights_N = self.training.method.sample(self._probe(role, learner, run.epoch, run.length.epochs))
             if weights_N is not None:
-                return draw(seed, epoch, weights_N, stage=number)
-        return order(seed, epoch, self.examples, stage=number, device=self.device)
+                return draw(seed, run.epoch, weights_N, stage=run.number)
+        return order(seed, run.epoch, self.examples, stage=run.number, device=self.device)
 
     def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
         data = self.training.data
         logits_NC = evaluate.split_logits(learner.model, data.train, data, self.precision)
         return Probe(logits_NC, data.train.labels, epoch, epochs, role, learner.heads)
 
-    def _review(self, epoch: int, epochs: int, learners: dict[str, Learner]) -> dict[str, float]:
+    def _review(self, run: StageRun) -> dict[str, float]:
         """What the method says about learners whose stage is over: values for the curves; sentences are kept."""
         values: dict[str, float] = {}
-        for role, learner in learners.items():
-            found = self.training.method.review(self._probe(role, learner, epoch, epochs))
+        epochs = run.length.epochs
+        for role, learner in run.learners.items():
+            found = self.training.method.review(self._probe(role, learner, epochs - 1, epochs))
             values |= {f"train/{role}/{name}": value for name, value in found.values.items()}
             self.state.notes += found.notes
         return values
-
-    def _epoch(
-        self,
-        number: int,
-        epoch: int,
-        epochs: int,
-        stage: Stage,
-        learners: dict[str, Learner],
-        frozen: dict[str, Live | Stored],
-    ) -> dict[str, float]:
-        training, recipe, data = self.training, self.training.recipe, self.training.data
-        size = min(recipe.batch_size, self.examples)
-        steps = self.examples // size
-        indices = self._indices(number, epoch, epochs, learners)
-        for learner in learners.values():
-            learner.model.train()
-            learner.heads.train()
-        rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", number, epoch))
-        sums: dict[str, Tensor] = {}
-        # Stages see different augmentations: their epochs are counted on.
-        key = (training.seed, epoch + sum(map(self._epochs, training.plan.stages[:number])))
-        batches = indices[: steps * size].split(size)
-        pixels = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
-        # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
-        with seeded(training.seed, "dropout", number, epoch):
-            for step, (index_B, seen) in enumerate(zip(batches, pixels, strict=True)):
-                targets = data.task.targets(data.train.labels[index_B])
-                (x, *views), targets = mixed(seen, targets, index_B, recipe, key)
-                batch = Batch(x, targets, index_B, data.task, epoch, epochs, rng, number, tuple(views))
-                batch = training.method.batch(batch)
-                if self.needs.hard_labels and not batch.targets.hard:
-                    name = type(training.method).__name__
-                    raise Refusal(f"{name} needs hard labels, but the targets of its batches are mixed or smoothed")
-                for name, value in self._step(batch, stage, learners, frozen).items():
-                    sums[name] = sums[name] + value if name in sums else value
-                factor = rate_factor(recipe.schedule, epoch * steps + step, epochs * steps, recipe.epochs)
-                for learner in learners.values():
-                    if recipe.clip_norm:
-                        nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
-                    set_rate(learner.optimizer, factor)
-                    learner.optimizer.step()
-                    learner.optimizer.zero_grad(set_to_none=True)
-        self.state.images += steps * size
-        means = dict(zip(sums, (torch.stack(list(sums.values())) / steps).tolist(), strict=True))  # the only sync
-        wrong = [name for name, value in means.items() if not abs(value) < float("inf")]
-        if wrong:
-            raise Diverged(f"{wrong[0]} is not finite in epoch {epoch + 1} of {epochs}" + f", stage {number + 1}")
-        return means
-
-    def _step(
-        self, batch: Batch, stage: Stage, learners: dict[str, Learner], frozen: dict[str, Live | Stored]
-    ) -> dict[str, Tensor]:
-        """Forward and backward of every role; the terms by curve name, on the device."""
-        with autocast(self.precision, self.device):
-            said = {role: teacher(batch) for role, teacher in frozen.items()}
-            outs = {role: say(learner.forward, batch) for role, learner in learners.items()}
-            said |= {role: out.detach() for role, out in outs.items()}
-            terms = {
-                role: self.training.method.loss(outs[role], {t: said[t] for t in teachers}, batch, self.heads[role])
-                for role, teachers in stage.learners.items()
-            }
-        totals = {role: torch.stack([value.float() for value in named.values()]).sum() for role, named in terms.items()}
-        torch.stack(list(totals.values())).sum().backward()
-        metrics: dict[str, Tensor] = {}
-        for role, named in terms.items():
-            alone = list(stage.learners) == [role] == list(self.training.plan.answer)
-            prefix = "train/" if alone else f"train/{role}/"
-            metrics[prefix + "loss"] = totals[role].detach()
-            metrics |= {prefix + name: value.detach().float() for name, value in named.items()}
-            right_B = outs[role].rows.detach().argmax(1) == batch.labels
-            metrics[prefix + "top1"] = 100.0 * right_B.float().mean()
-        return metrics
 
     # answer ----------------------------------------------------------------------------------------------------------
     def _deployed(self, roles: tuple[str, ...]) -> list[nn.Module]:

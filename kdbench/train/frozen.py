@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from kdbench.batch import Batch, Out
-from kdbench.method import Method, changes
+from kdbench.method import Method, Refusal, changes
 from kdbench.models.taps import Tapped
+from kdbench.streams import seeded
 from kdbench.suite.fields import Augment, Recipe
 
 
@@ -28,8 +30,24 @@ def exact(method: Method, recipe: Recipe) -> bool:
         and recipe.augment == Augment()
         and needs.views == 1
         and not needs.teacher
+        and not needs.draws
         and not changes(method, "batch")
     )
+
+
+def check_box(role: str, method: Method, recipe: Recipe) -> None:
+    """Raises Refusal where a method asks more of a role than a file of answers holds."""
+    needs, name = method.needs(), type(method).__name__
+    asked = {
+        f"its features ({', '.join(needs.teacher)})": bool(needs.teacher),
+        "draws of it": needs.draws > 0,
+        "surveys of it": any(survey.role == role for survey in needs.survey),
+        "answers on several views": needs.views > 1,
+        "answers on images that it changes": changes(method, "batch"),
+        "answers on images that the recipe mixes": recipe.augment.cutmix is not None,
+    }
+    if what := next((what for what, wanted in asked.items() if wanted), None):
+        raise Refusal(f"{name} needs {what}, but the {role} is a file of answers to the training examples as they are")
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,24 @@ class Live:
     """A frozen role that runs on every batch."""
 
     tapped: Tapped
+    draws: int = 0
+    seed: int = 0
 
     def __call__(self, batch: Batch) -> Out:
         with torch.no_grad():
-            return say(self.tapped, batch)
+            out = say(self.tapped, batch)
+            return replace(out, draws=self._drawn(batch)) if self.draws else out
+
+    def _drawn(self, batch: Batch) -> Tensor:
+        """Answers (draws, R, C) with dropout on: a function of the seed, the epoch and the batch's number in it."""
+        dropping = dropout_of(self.tapped.model, self.tapped.role)
+        for module in dropping:
+            module.train()
+        with seeded(self.seed, "draws", self.tapped.role, batch.stage, batch.epoch, batch.number):
+            drawn = [batch.task.rows(self.tapped(batch.x).rows.float(), batch) for _ in range(self.draws)]
+        for module in dropping:
+            module.eval()
+        return torch.stack(drawn)
 
     def close(self) -> None:
         self.tapped.close()
@@ -54,10 +86,26 @@ class Stored:
     rows_NC: Tensor
 
     def __call__(self, batch: Batch) -> Out:
-        return Out(self.role, self.rows_NC.index_select(0, batch.index_B))
+        return Out(self.role, self.rows_NC.index_select(0, batch.index_B))  # of one view: see `exact`, `check_box`
 
     def close(self) -> None:
         """There is nothing to let go of."""
+
+
+def dropout_of(model: nn.Module, role: str) -> list[nn.Module]:
+    """The layers of a model that drop something: torch's dropout, and whole paths (timm's `DropPath`).
+
+    Raises:
+        Refusal: it has none, so that all its answers are one.
+    """
+    found: list[nn.Module] = []
+    for module in model.modules():
+        rate = getattr(module, "p", getattr(module, "drop_prob", 0))
+        if isinstance(module, _DropoutNd) or type(module).__name__ == "DropPath":
+            found += [module] if rate else []
+    if not found:
+        raise Refusal(f"the {role} has no dropout: all its draws would be the same; give its model a rate of dropout")
+    return found
 
 
 def say(tapped: Tapped, batch: Batch) -> Out:

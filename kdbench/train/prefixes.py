@@ -33,7 +33,7 @@ def prefixes(
     sizes: Sequence[tuple[int, int]],
     logits: Logits,
     labels: Labels,
-    teacher: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor | None],
     combine: Literal["sum", "mean"],
 ) -> list[Prefix]:
     """One record for each prefix of an answer.

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import UserError
 from kdbench.lazy import torch
+from kdbench.method import Rates
 from kdbench.suite.fields import Optimizer, Schedule
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def parameter_groups(modules: Iterable[nn.Module], optimizer: Optimizer) -> list[dict[str, Any]]:
+def parameter_groups(
+    modules: Iterable[nn.Module], optimizer: Optimizer, rates: Mapping[nn.Parameter, Rates] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Trainable parameters grouped by rate and decay.
 
-    A parameter may carry `lr_scale` and `decay_scale` (floats, set by a method's `prepare`) or `_no_weight_decay`
-    (set by Mamba blocks); with `decay: matrices` tensors of fewer than two dimensions do not decay.
+    `rates` are a method's, of some of them. Mamba blocks mark parameters by `_no_weight_decay`; with `decay: matrices`
+    tensors of fewer than two dimensions do not decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in modules:
@@ -29,8 +33,8 @@ def parameter_groups(modules: Iterable[nn.Module], optimizer: Optimizer) -> list
             exempt = getattr(parameter, "_no_weight_decay", False) or (
                 optimizer.decay == "matrices" and parameter.ndim < 2
             )
-            decay = 0.0 if exempt else getattr(parameter, "decay_scale", 1.0)
-            groups.setdefault((getattr(parameter, "lr_scale", 1.0), decay), []).append(parameter)
+            own = rates.get(parameter, Rates())
+            groups.setdefault((own.lr, 0.0 if exempt else own.decay), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -42,13 +46,15 @@ def parameter_groups(modules: Iterable[nn.Module], optimizer: Optimizer) -> list
     ]
 
 
-def make_optimizer(modules: Iterable[nn.Module], optimizer: Optimizer) -> torch.optim.Optimizer:
+def make_optimizer(
+    modules: Iterable[nn.Module], optimizer: Optimizer, rates: Mapping[nn.Parameter, Rates] = MappingProxyType({})
+) -> torch.optim.Optimizer:
     """sgd and adamw from torch, every other name from timm.
 
     Raises:
         UserError: timm does not know the name, or the optimiser does not take an option.
     """
-    groups = parameter_groups(modules, optimizer)
+    groups = parameter_groups(modules, optimizer, rates)
     options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in optimizer.options.items()}
     try:
         if optimizer.name == "sgd":
@@ -88,18 +94,18 @@ def try_optimizer(optimizer: Optimizer) -> None:
         raise UserError(f"recipe.optimizer: '{optimizer.name}' fails in its first step: {error!r}") from error
 
 
-def rate_factor(schedule: Schedule, step: int, steps: int, epochs: int) -> float:
+def rate_factor(schedule: Schedule, step: int, steps: int, length: int) -> float:
     """Factor of the learning rate at optimiser step `step` of a stage of `steps` steps.
 
-    Time runs in epochs of the recipe, `epochs` in all, however long the stage is: milestones scale with its share.
-    Warm-up is linear and its first step is not zero.
+    Time runs in the recipe's epochs (or steps), `length` in all, however long the stage is: milestones scale with its
+    share. Warm-up is linear and its first step is not zero.
     """
-    now = step * epochs / steps
-    warmup = schedule.warmup_epochs
+    now = step * length / steps
+    warmup = schedule.warmup
     if now < warmup:
-        return (step + 1) / max(1.0, warmup * steps / epochs)
+        return (step + 1) / max(1.0, warmup * steps / length)
     if schedule.name == "cosine":
-        done = (now - warmup) / (epochs - warmup)
+        done = (now - warmup) / (length - warmup)
         return schedule.min_factor + (1 - schedule.min_factor) * 0.5 * (1 + math.cos(math.pi * done))
     if schedule.name == "multistep":
         return schedule.gamma ** sum(now >= milestone for milestone in schedule.milestones)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -30,6 +31,7 @@ class Training:
     data: DataSet  # on the device
     recipe: Recipe
     seed: int
+    folders: Mapping[str, Path] = field(default_factory=dict)  # of frozen roles: where their surveys are kept
 
 
 @dataclass
@@ -39,12 +41,15 @@ class State:
     __pydantic_config__ = ConfigDict(extra="forbid")  # losses that are not finite may be in the curves
 
     stage: int = 0
-    epoch: int = 0  # the next one of the stage
+    epoch: int = 0  # the next one of the stage, or the one that it is in
+    step: int = 0  # the next one of the epoch
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     images: int = 0
-    tensors: dict[str, Any] = field(default_factory=dict)  # state dicts: models, heads, optimizers by role
+    tensors: dict[str, Any] = field(
+        default_factory=dict
+    )  # state dicts by role: models, heads, optimizers; `StageRun.inside`
     notes: list[str] = field(default_factory=list)  # sentences for the result
     scan: str | None = None  # the backends of its models' selective scans, which round differently
 
@@ -67,7 +72,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Progress:
-    """Reported after each epoch."""
+    """Reported after each epoch, or after so many steps: `epoch` and `epochs` then count these."""
 
     stage: int
     stages: int
@@ -76,6 +81,7 @@ class Progress:
     images_per_second: float
     metrics: dict[str, float]
     seconds: float = 0.0  # of training, so far
+    unit: str = "epoch"  # or "step"
 
 
 class Sum(nn.Module):

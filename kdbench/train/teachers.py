@@ -6,6 +6,7 @@ under one digest. What does not fit it is set aside and made again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -24,14 +25,16 @@ from kdbench.errors import UserError, printable
 from kdbench.files import STRICT, Amount, Count, parsed, set_aside, write_atomically
 from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Refusal, Stage
-from kdbench.models import size, weights
+from kdbench.models import layers, size, weights
+from kdbench.models.box import Box
 from kdbench.models.make import network
 from kdbench.models.taps import profile
 from kdbench.result import Scores
 from kdbench.streams import seeded
+from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole
 from kdbench.tasks import classification
-from kdbench.train import checkpoint, evaluate, lease
+from kdbench.train import answers, checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
 from kdbench.train.state import Diverged, Progress, Training
@@ -49,8 +52,8 @@ class Record:
     sha256: str  # of all parameters and buffers
     scores: Scores
     train_seconds: Amount
-    parameters: Count
-    macs: Count
+    parameters: Count | None  # None: unknown, of a file of answers
+    macs: Count | None
     digest: str = ""  # of the file of weights and logits, and of every other field here
 
     def signed(self, payload: bytes) -> Record:
@@ -66,8 +69,8 @@ class Frozen:
 
     model: nn.Module
     record: Record
-    val_NC: Tensor
-    test_NC: Tensor
+    val_NC: Tensor | None  # None: of a file of answers
+    test_NC: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,11 @@ def suspicion(role: FrozenRole, record: Record, data: DataSet) -> str:
     )
 
 
+def folder_of(runs: Path, role: FrozenRole) -> Path:
+    """Where a frozen role is kept."""
+    return runs / "teachers" / role.key
+
+
 def obtain(
     role: FrozenRole,
     data: DataSet,
@@ -127,7 +135,9 @@ def obtain(
             model that cannot learn or does not answer logits of the data's classes.
         kdbench.train.state.Diverged: its training diverged.
     """
-    folder = runs / "teachers" / role.key
+    if role.model.answers is not None:
+        return _box(role, role.model.answers, data)
+    folder = folder_of(runs, role)
     model = _initial(role, data)
     stored = _stored(folder, role.key, model)
     if stored is None:
@@ -140,6 +150,14 @@ def obtain(
     model.to(memory_format=torch.channels_last)
     device = data.train.images.device
     return Frozen(model, record, logits["val"].to(device), logits["test"].to(device))
+
+
+def _box(role: FrozenRole, file: str, data: DataSet) -> Frozen:
+    """What is in a file of answers; there is nothing to keep."""
+    box = Box(len(data.train.labels), data.classes)
+    box.rows_NC.copy_(answers.read(role.folder / file, data))
+    box.to(data.train.labels.device).eval()
+    return Frozen(box, Record(role.key, fingerprint(box), {}, 0.0, None, None), None, None)
 
 
 def _make(
@@ -158,6 +176,8 @@ def _make(
     try:
         if role.recipe is not None:
             model, seconds = _train(model, role, data, runs, watch, warn)
+        elif role.source is not None:
+            start(model, role.model, obtain(role.source, data, runs, watch=watch, warn=warn).model, data)
         else:
             if role.model.weights is not None:
                 weights.load(model, role.folder / role.model.weights)
@@ -191,6 +211,18 @@ def _unusable(role: FrozenRole, wrong: str) -> Exception:
     return UserError(f"{source}: no teacher ({role.model.model}): {wrong}")
 
 
+def start(model: nn.Module, spec: Model, source: nn.Module, data: DataSet) -> None:
+    """Copy the weights of a frozen role into a network that is derived from it: all of it, or some of its layers."""
+    source = copy.deepcopy(source)
+    if spec.layers is not None:
+        source = layers.keep(source, spec.layers, data.shape, f"{spec.init} {spec.model}")
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        said = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights of the {spec.init} do not fit the {spec.model} made of it ({said})") from error
+
+
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
     with seeded(role.model.seed, "init", "teacher"):
         made = network(role.model, data, role.folder, pretrained=role.model.pretrained)
@@ -212,6 +244,7 @@ def _train(
         task,
         state=checkpoint.begin(path, [model], data.train.images.device, warn),
         save=lambda state: checkpoint.save(path, state),
+        spacing=checkpoint.SPACING,
         watch=watch,
     ).train()
     return trained.answer, trained.seconds

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Workbench:
         try:
             frozen = {role: self.teacher(spec) for role, spec in job.frozen.items()}
             for role, spec in job.frozen.items():
-                gate, top1 = spec.model.min_top1, frozen[role].record.scores["val/top1"]
+                gate, top1 = spec.model.min_top1, frozen[role].record.scores.get("val/top1", 0.0)
                 if gate is not None and top1 < gate:
                     raise Refusal(
                         f"{role} {spec.model.model} reaches {top1:.2f}% on validation, below its gate of {gate:g}% "
@@ -99,13 +100,17 @@ class Workbench:
         except Diverged as error:
             return dataclasses.replace(base, status="diverged", reason=str(error))
 
-    def build(self, job: Job, role: str) -> nn.Module:
-        """A learner with the initial weights of (seed, role): the same for every method."""
+    def build(self, job: Job, role: str, frozen: Mapping[str, Frozen] = MappingProxyType({})) -> nn.Module:
+        """A learner with the initial weights of (seed, role), the same for every method, or of a frozen role."""
+        spec = job.roles[role]
         with seeded(job.seed, "init", role):
-            return network(job.roles[role], self.data, job.folder).to(self.device)
+            made = network(spec, self.data, job.folder).to(self.device)
+        if spec.init is not None and spec.init in frozen:
+            teachers.start(made, spec, frozen[spec.init].model, self.data)
+        return made
 
     def _train(self, job: Job, frozen: dict[str, Frozen]) -> Trained:
-        learners = {role: self.build(job, role) for role in job.plan.learners}
+        learners = {role: self.build(job, role, frozen) for role in job.plan.learners}
         task = Training(
             method=job.method,
             plan=job.plan,
@@ -113,12 +118,14 @@ class Workbench:
             data=self.data,
             recipe=job.recipe,
             seed=job.seed,
+            folders={role: teachers.folder_of(self.runs, spec) for role, spec in job.frozen.items()},
         )
         path = checkpoint.path_of(self.runs, job.key)
         trained = Engine(
             task,
             state=checkpoint.begin(path, task.models.values(), self.device, self.warn),
             save=lambda state: checkpoint.save(path, state),
+            spacing=checkpoint.SPACING,
             watch=lambda progress: self.watch(f"{job.name} seed {job.seed}", progress),
         ).train()
         for role, model in frozen.items():
@@ -196,7 +203,7 @@ class Workbench:
         )
 
     def _anytime(
-        self, job: Job, trained: Trained, said: prefixes.Logits, taught: Mapping[str, Tensor]
+        self, job: Job, trained: Trained, said: prefixes.Logits, taught: Mapping[str, Tensor | None]
     ) -> tuple[list[Prefix], list[Exit]]:
         """Prefixes and exits of an answer of several roles; none of a single one, nor where a split is left out."""
         if len(trained.parts) == 1 or len(said) < len(self._splits):

@@ -52,7 +52,9 @@ class Screen:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, what: str, progress: Progress) -> None:
-        text = f"{what}: epoch {progress.epoch + 1}/{progress.epochs}, {progress.images_per_second:.0f} images/s"
+        text = (
+            f"{what}: {progress.unit} {progress.epoch + 1}/{progress.epochs}, {progress.images_per_second:.0f} images/s"
+        )
         if self.status:
             self.status.update(Text(printable(text)))
         elif time.monotonic() - self.spoken >= PLAIN_SECONDS:

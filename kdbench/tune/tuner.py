@@ -240,7 +240,7 @@ class Tuner:
                 return
             claim.trial.report(value, progress.epoch + 1)
             if claim.trial.should_prune():
-                raise Pruned(f"{metric} {value:.4g} after epoch {progress.epoch + 1} is behind other trials")
+                raise Pruned(f"{metric} {value:.4g} after {progress.unit} {progress.epoch + 1} is behind other trials")
 
         return watch
 
@@ -268,18 +268,18 @@ class Tuner:
         if cell not in self.bounds:
             own = self.job(cell, {}, self.tune.seeds[0])
             costs = self._costs(own)
-            macs = COSTLIER * self.sizes.of(self.suite.file.pairs[cell.pair].student)[1]
-            usual = {"macs": max(macs, costs["macs"]), "epochs": max(float(own.recipe.epochs), costs["epochs"])}
+            macs = COSTLIER * (self.sizes.of(self.suite.file.pairs[cell.pair].student)[1] or 0)
+            usual = {"macs": max(float(macs), costs["macs"]), "epochs": max(float(own.recipe.epochs), costs["epochs"])}
             self.bounds[cell] = {**usual, **self.tune.constraints}
         return self.bounds[cell]
 
     def _costs(self, job: Job) -> dict[str, int]:
         """Parameters and MACs of what would be deployed, and epochs summed over stages."""
         if changes(job.method, "deploy"):
-            parameters, macs = size.count(untrained(job, self.bench), self.bench.data.shape)
+            sizes = [size.count(untrained(job, self.bench), self.bench.data.shape)]
         else:
             sizes = [self.sizes.of(job.roles[role]) for role in job.plan.answer]
-            parameters, macs = (sum(part) for part in zip(*sizes, strict=True))
+        parameters, macs = (sum(one[part] or 0 for one in sizes) for part in (0, 1))
         epochs = sum(max(1, round(stage.share * job.recipe.epochs)) for stage in job.plan.stages)
         return {"parameters": parameters, "macs": macs, "epochs": epochs}
 

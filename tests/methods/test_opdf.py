@@ -57,12 +57,12 @@ def profile(role: str, model: nn.Module) -> Profile:
 
 def made(method: OPDF, student: nn.Module, teacher: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The over-parameterised student and its heads."""
-    model = method.prepare(student, "student", {"teacher": teacher})
+    model = method.prepare(student, "student", {"teacher": teacher}).model
     return model, method.heads(profile("student", model), {"teacher": profile("teacher", teacher)})
 
 
 def term(heads: nn.Module) -> torch.Tensor:
-    return alignment_loss(*heads.__dict__["compared"]())
+    return alignment_loss(*heads.compared())
 
 
 # surgery -------------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def term(heads: nn.Module) -> torch.Tensor:
 def test_the_student_starts_as_it_was_and_ends_as_plain(ones: int, build: object) -> None:
     plain = build().eval()
     method = OPDF(scale=ones, align=False)
-    model = method.prepare(copy.deepcopy(plain), "student", {}).eval()
+    model = method.prepare(copy.deepcopy(plain), "student", {}).model.eval()
     x = torch.randn(8, 1, 8, 8)
     torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-5)
     added = sum(automatic(*m.shape, ones).added() for m in chosen(plain, (), "student").values())
@@ -133,7 +133,7 @@ def test_a_shared_weight_is_left_alone() -> None:
 
 def test_shapes_by_hand() -> None:
     method = OPDF(align=False, shapes=("6,1,1,4 x 4,1,1,3",))
-    model = method.prepare(vit(1), "student", {})
+    model = method.prepare(vit(1), "student", {}).model
     modes = {
         path: [t.shape[1] for t in mpo.tensors_of(matrix.layer, matrix.name)]
         for path, matrix in chosen(model, (), "student").items()
@@ -167,19 +167,20 @@ def test_wrong_knobs_are_told(knobs: dict, said: str) -> None:
 
 
 def test_a_rank_bounds_every_bond() -> None:
-    model = OPDF(align=False, rank=5).prepare(vit(1), "student", {})
+    model = OPDF(align=False, rank=5).prepare(vit(1), "student", {}).model
     for matrix in chosen(model, (), "student").values():
         one, middle, other = mpo.tensors_of(matrix.layer, matrix.name)
         assert (one.shape[2], middle.shape, other.shape[0]) == (5, (5, 1, 5), 5)
 
 
 def test_factors_have_rate_and_decay_of_their_own() -> None:
-    model = OPDF(align=False, factor_lr=0.25, factor_decay=0.5).prepare(vit(1), "student", {})
-    groups = parameter_groups((model,), Optimizer(lr=0.1, weight_decay=0.01))
+    made = OPDF(align=False, factor_lr=0.25, factor_decay=0.5).prepare(vit(1), "student", {})
+    groups = parameter_groups((made.model,), Optimizer(lr=0.1, weight_decay=0.01), made.rates())
     found = {(group["lr"], group["weight_decay"]): group["params"] for group in groups}
     assert set(found) == {(0.1, 0.01), (0.025, 0.005)}
     assert len(found[0.025, 0.005]) == 4 * 3
-    default = parameter_groups((OPDF(align=False).prepare(vit(1), "student", {}),), Optimizer(weight_decay=0.01))
+    made = OPDF(align=False).prepare(vit(1), "student", {})
+    default = parameter_groups((made.model,), Optimizer(weight_decay=0.01), made.rates())
     assert {group["weight_decay"] for group in default} == {0.0, 0.01}
 
 
@@ -283,7 +284,7 @@ def test_no_pair_of_one_shape_is_refused_with_the_shapes() -> None:
     _, heads = made(OPDF(align=False), vit(1), vit(1, embed_dim=20))
     assert not list(heads.buffers())
     with pytest.raises(Refusal, match="the student has no teacher"):
-        OPDF().heads(profile("student", OPDF().prepare(vit(1), "student", {})), {})
+        OPDF().heads(profile("student", OPDF().prepare(vit(1), "student", {}).model), {})
 
 
 def test_in_the_teachers_gauge_only_the_middle_differs() -> None:
@@ -375,7 +376,7 @@ def test_peers_are_aligned_with_each_other_as_they_learn(digits: DataSet) -> Non
     engine = Engine(task)
     trained = engine.train()
     live = mpo.tensors_of(engine.models["peer"].get_submodule("stages.1.0"), "weight")
-    _, targets = engine.heads["student"].__dict__["compared"]()
+    _, targets = engine.heads["student"].compared()
     assert targets[0][0].data_ptr() == live[0].data_ptr()
     assert not targets[0][0].requires_grad
     curve = trained.curves["train/student/opdf"]
@@ -406,7 +407,7 @@ def test_over_several_stages(digits: DataSet) -> None:
 
 
 def test_a_peer_that_no_longer_learns_is_a_snapshot() -> None:
-    peer = OPDF(align=False).prepare(vit(1, seed=2), "weak1", {}).requires_grad_(False)
+    peer = OPDF(align=False).prepare(vit(1, seed=2), "weak1", {}).model.requires_grad_(False)
     _, heads = made(OPDF(), vit(1, seed=1), peer)
     assert len(list(heads.buffers())) == 4 * 2
     plain = mpo.fold(copy.deepcopy(peer))

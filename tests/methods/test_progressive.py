@@ -143,7 +143,7 @@ def test_a_student_starts_where_its_predecessors_ended(loaded) -> None:
     assert not method.prepare(network(loaded, "weak2"), "weak2", teachers)(x).any()
     for arm in ("independent", "bdistil"):
         assert Progressive(arm=arm).prepare(network(loaded, "weak2"), "weak2", teachers)(x).any()
-    assert not OPDF(method, align=False).prepare(network(loaded, "weak2"), "weak2", teachers)(x).any()
+    assert not OPDF(method, align=False).prepare(network(loaded, "weak2"), "weak2", teachers).model(x).any()
 
 
 # training ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from training import assert_same, digits, network, recipe, snapshot, states, tas
 from kdbench.batch import Batch, Probe, Review
 from kdbench.data.augment import pixels
 from kdbench.losses import cross_entropy
-from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper
+from kdbench.method import Method, Needs, Plan, Prepared, Rates, Refusal, Stage, Wrapper
 from kdbench.methods.active import Active
 from kdbench.methods.chain import Chain
 from kdbench.methods.crd import CRD
@@ -315,7 +315,7 @@ def test_a_step_never_reads_from_the_device(loaded, method, monkeypatch) -> None
 
         monkeypatch.setattr(torch.Tensor, name, guard)
     engine = Engine(task(method, loaded, recipe_=recipe(epochs=1)))
-    step = engine._step
+    step = engine.stepper._step
 
     def watched(*args):
         inside[0] = True
@@ -324,7 +324,7 @@ def test_a_step_never_reads_from_the_device(loaded, method, monkeypatch) -> None
         finally:
             inside[0] = False
 
-    monkeypatch.setattr(engine, "_step", watched)
+    monkeypatch.setattr(engine.stepper, "_step", watched)
     assert engine.train().images > 0
 
 
@@ -365,6 +365,37 @@ def test_what_a_method_froze_stays_frozen_in_a_later_stage(loaded) -> None:
     assert_same(states(kept["kept"]), states(fresh["kept"]))
     assert not torch.equal(kept["trained"].weight, fresh["trained"].weight)
     assert trained.head_parameters == 110
+
+
+@dataclass(frozen=True)
+class Slow(NoTeacher):
+    """The student's first layers and one half of the head hardly learn: groups of `prepare` and of `heads`."""
+
+    def prepare(self, model, role, teachers):
+        return Prepared(model, {next(iter(dict(model.named_parameters()))): Rates(lr=0.0, decay=0.0)})
+
+    def heads(self, learner, teachers):
+        heads = nn.ModuleDict({"kept": nn.Linear(10, 10), "trained": nn.Linear(10, 10)})
+        return Prepared(heads, {"kept.*": Rates(lr=0.0)})
+
+    def loss(self, learner, teachers, batch, heads):
+        z = heads["trained"](heads["kept"](learner.rows))
+        return {"ce": cross_entropy(z, batch.targets)}
+
+
+def test_groups_of_prepare_and_heads_set_rates(loaded) -> None:
+    made = task(Slow(), loaded)
+    before, engine = states(made.models["student"]), Engine(made)
+    engine.train()
+    first = next(iter(dict(made.models["student"].named_parameters())))
+    for name, parameter in made.models["student"].named_parameters():
+        assert torch.equal(before[name], parameter) == (name == first)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(0, "heads", "student"))
+        fresh = Slow().heads(None, {}).model
+    kept = engine.heads["student"]
+    assert_same(states(kept["kept"]), states(fresh["kept"]))
+    assert not torch.equal(kept["trained"].weight, fresh["trained"].weight)
 
 
 # stored logits -------------------------------------------------------------------------------------------------------

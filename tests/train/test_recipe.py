@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdbench.errors import UserError
+from kdbench.method import Prepared, Rates, Refusal
 from kdbench.suite.fields import Optimizer, Schedule
 from kdbench.train.recipe import make_optimizer, parameter_groups, precision_on, rate_factor, set_rate
 
@@ -57,12 +58,25 @@ def test_cosine_ends_at_its_minimum() -> None:
 
 def test_groups_honour_scales_and_exemptions() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    model[0].weight.lr_scale = 0.1
-    model[0].weight.decay_scale = 0.5
+    made = Prepared(model, {"*.weight": Rates(), "0.w*": Rates(lr=0.1, decay=0.5)})  # the last that matches
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    groups = parameter_groups((model, frozen), Optimizer(lr=0.2, weight_decay=0.01, decay="matrices"))
+    optimizer = Optimizer(lr=0.2, weight_decay=0.01, decay="matrices")
+    groups = parameter_groups((model, frozen), optimizer, made.rates())
     found = sorted((round(g["lr"], 6), round(g["weight_decay"], 6), len(g["params"])) for g in groups)
     assert found == [(0.02, 0.005, 1), (0.2, 0.0, 3)]
+
+
+def test_a_group_that_names_no_parameter_is_refused() -> None:
+    with pytest.raises(Refusal, match="no parameter is called 'adapters"):
+        Prepared(nn.Linear(2, 2), {"adapters.*": Rates(0.1)}).rates()
+
+
+def test_groups_of_a_submodule_keep_their_rates_under_its_path() -> None:
+    inner = Prepared(nn.Linear(2, 2), {"bias": Rates(decay=0.0)})
+    outer = Prepared(nn.ModuleDict({"over": inner.model}), inner.within("over"))
+    assert outer.rates() == inner.rates() == {inner.model.bias: Rates(decay=0.0)}
+    assert Prepared.of(inner) is inner
+    assert Prepared.of(inner.model).groups == {}
 
 
 def test_mamba_style_exemption() -> None:

@@ -1,0 +1,108 @@
+"""Surveys: a quantity of a frozen role for each training example, made once and kept beside the role's weights.
+
+They are made from the unaugmented images, in the order of the training split; `batch.index_B` picks a batch's own.
+Image-shaped ones then take the crop and flip that the pixels of their example take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from kdbench.data import DataSet
+from kdbench.data.augment import followed
+from kdbench.data.batches import stream
+from kdbench.errors import UserError
+from kdbench.files import set_aside, write_atomically
+from kdbench.method import Refusal, Survey
+from kdbench.suite.fields import Augment
+from kdbench.train.evaluate import BATCH
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A survey and its values (N, ...), in the order of the training split, on the device."""
+
+    survey: Survey
+    values_N: Tensor
+
+    def of(self, index_B: Tensor, augment: Augment, key: tuple[int, int]) -> Tensor:
+        """The values (B, ...) of a batch; `key` is (seed, epoch)."""
+        values_B = self.values_N.index_select(0, index_B)
+        if not self.survey.image:
+            return values_B
+        return followed(values_B, index_B, augment, seed=key[0], epoch=key[1])
+
+
+def survey(asked: Survey, model: nn.Module, data: DataSet, augment: Augment, folder: Path | None = None) -> Surveyed:
+    """A survey of a frozen model, from `folder` (of the role) or made now and kept there.
+
+    Raises:
+        Refusal: its values do not fit what it declares, or cannot follow the augmentation.
+        UserError: it cannot be written.
+    """
+    if asked.image:
+        _check_augmentation(asked, augment, data)
+    path = None if folder is None else folder / "surveys" / f"{_key(asked)}.safetensors"
+    values_N = _kept(path, len(data.train.labels)) if path is not None else None
+    if values_N is None:
+        values_N = _made(asked, model, data)
+        if path is not None:
+            try:
+                write_atomically(path, save({"values": values_N.cpu().contiguous()}))
+            except OSError as error:
+                raise UserError(
+                    f"{path}: cannot write the survey ({error.strerror}); free space, or give --runs DIR"
+                ) from error
+    return Surveyed(asked, values_N.to(data.train.labels.device))
+
+
+def _key(asked: Survey) -> str:
+    """Two methods may call different surveys by one name."""
+    maker = hashlib.sha256(f"{asked.make.__module__}.{asked.make.__qualname__}".encode()).hexdigest()[:8]
+    return f"{asked.name}.{asked.revision}.{maker}"
+
+
+def _kept(path: Path, examples: int) -> Tensor | None:
+    try:
+        values_N = load(path.read_bytes())["values"]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError):
+        values_N = torch.empty(0)
+    if len(values_N) == examples:
+        return values_N
+    set_aside(path)
+    return None
+
+
+def _made(asked: Survey, model: nn.Module, data: DataSet) -> Tensor:
+    batches = torch.arange(len(data.train.labels), device=data.train.labels.device).split(BATCH)
+    pixels = stream(data.train, data, batches)
+    parts = []
+    for index_B, (x,) in zip(batches, pixels, strict=True):
+        values_B = asked.make(model, x).detach()
+        if len(values_B) != len(index_B):
+            raise Refusal(f"survey '{asked.name}' answers {tuple(values_B.shape)} for {len(index_B)} examples")
+        parts.append(values_B)
+    values_N = torch.cat(parts)
+    if asked.image and values_N.shape[2:] != x.shape[2:]:
+        raise Refusal(
+            f"survey '{asked.name}' is an image of each example: it must be (B, D, {x.shape[2]}, {x.shape[3]}), "
+            f"not {tuple(values_N.shape)}"
+        )
+    return values_N if asked.finish is None else asked.finish(values_N)
+
+
+def _check_augmentation(asked: Survey, augment: Augment, data: DataSet) -> None:
+    cannot = [name for name in ("rand_augment", "cutmix") if getattr(augment, name) is not None]
+    if augment.random_resized_crop is not None and not isinstance(data.train.images, Tensor):
+        cannot.append("random_resized_crop of image files")
+    if cannot:
+        raise Refusal(f"survey '{asked.name}' is an image of each example and cannot follow {cannot[0]}: remove it")

@@ -1,0 +1,170 @@
+"""Roles that start from another role's trained weights: whole, or some of its layers; frozen or learning."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training import states
+
+from kdbench.board.heading import heading
+from kdbench.data import load as load_data
+from kdbench.errors import UserError
+from kdbench.method import Prepared, Rates
+from kdbench.methods.none import NoTeacher
+from kdbench.models import layers
+from kdbench.suite.job import expand
+from kdbench.suite.load import load
+from kdbench.train.workbench import Workbench
+
+SUITE = """
+name: derived
+data: {name: digits, fraction: 0.2}
+recipe: {epochs: 1, batch_size: 32, optimizer: {lr: 0.02}}
+pairs:
+  p:
+    teacher: {model: mlp, options: {hidden: [16, 16, 16]}, train: {epochs: 2}}
+    student: {from: teacher, layers: [0, 2]}
+    ta: {from: teacher}
+methods:
+  kd:
+seeds: [0]
+"""
+
+
+ONLY = """
+from dataclasses import dataclass
+
+from kdbench.method import Plan, Stage
+from kdbench.methods.kd import KD
+
+
+@dataclass(frozen=True)
+class Only(KD):
+    def plan(self, roles):
+        return Plan((Stage({"student": ("ta",)}),))
+"""
+
+
+def suite(folder: Path, text: str = SUITE):
+    (folder / "s.yaml").write_text(text)
+    return load(folder / "s.yaml")
+
+
+@pytest.fixture
+def made(tmp_path: Path):
+    declared = suite(tmp_path)
+    data = load_data(declared.file.data, tmp_path)
+    (job,) = expand(declared, data.fingerprint)
+    return job, Workbench(data, torch.device("cpu"), tmp_path / "runs")
+
+
+def test_a_student_starts_from_layers_of_the_trained_teacher(made) -> None:
+    job, bench = made
+    frozen = {role: bench.teacher(spec) for role, spec in job.frozen.items()}
+    student, teacher = bench.build(job, "student", frozen), frozen["teacher"].model
+    assert len(student.layers) == 2
+    for number, other in ((0, 0), (1, 2)):
+        assert torch.equal(student.layers[number][0].weight, teacher.layers[other][0].weight)
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+    assert len(teacher.layers) == 3
+    assert any(p.requires_grad for p in student.parameters())
+    result = bench.perform(job)
+    assert result.status == "ok", result.reason
+    assert result.job["roles"]["student"]["layers"] == [0, 2]
+    assert result.job["roles"]["student"]["from"] == result.job["roles"]["teacher"]
+    assert result.cost.parameters == sum(p.numel() for p in student.parameters())
+
+
+def test_a_frozen_role_may_be_derived(made) -> None:
+    job, bench = made
+    (job.folder / "s.yaml").write_text(SUITE.replace("  kd:", "  chain: {method: ./only.py}"))
+    (job.folder / "only.py").write_text(ONLY)
+    (other,) = expand(load(job.folder / "s.yaml"), bench.data.fingerprint)
+    assert set(other.frozen) == {"teacher", "ta"}
+    ta, teacher = bench.teacher(other.frozen["ta"]), bench.teacher(other.frozen["teacher"])
+    assert ta.record.sha256 == teacher.record.sha256
+    assert ta.record.key != teacher.record.key
+    assert ta.record.train_seconds == 0
+    assert bench.perform(other).status == "ok"
+
+
+def test_what_it_starts_from_is_part_of_its_identity(tmp_path: Path) -> None:
+    def key(text: str) -> str:
+        return expand(suite(tmp_path, text), "f")[0].key
+
+    plain = SUITE.replace(
+        "student: {from: teacher, layers: [0, 2]}", "student: {model: mlp, options: {hidden: [16, 16]}}"
+    )
+    keys = {
+        key(text) for text in (SUITE, plain, SUITE.replace("[0, 2]", "[0, 1]"), SUITE.replace("epochs: 2", "epochs: 3"))
+    }
+    assert len(keys) == 4
+    assert "from layers 0, 2 of the trained teacher" in heading(suite(tmp_path)).roles["p"]["student"]
+
+
+@dataclass(frozen=True)
+class Adapted(NoTeacher):
+    """An adapter beside the classifier of the derived student, which is frozen but for it."""
+
+    def prepare(self, model, role, teachers):
+        model.requires_grad_(False)
+        model.classifier = nn.Sequential(model.classifier, nn.Linear(10, 10))
+        return Prepared(model, {"classifier.1.*": Rates(lr=2.0)})
+
+
+def test_prepare_works_on_the_derived_weights(made) -> None:
+    job, bench = made
+    method = Adapted()
+    frozen = {role: bench.teacher(spec) for role, spec in job.frozen.items()}
+    adapted = dataclasses.replace(job, method=method, plan=method.plan(("teacher", "student")))
+    answer = bench._train(adapted, frozen).answer
+    source = layers.keep(copy.deepcopy(frozen["teacher"].model), (0, 2), bench.data.shape, "teacher")
+    for name, value in states(source.layers).items():
+        assert torch.equal(answer.layers.state_dict()[name], value)
+    assert torch.equal(answer.classifier[0].weight, source.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            "from: teacher, layers: [0, 2]",
+            "from: techer",
+            "student starts from 'techer', which is no role of this pair",
+        ),
+        ("from: teacher, layers: [0, 2]", "from: ta", "which itself starts from a role"),
+        ("from: teacher, layers: [0, 2]", "from: teacher, layers: [2, 0]", "layers must increase"),
+        ("from: teacher, layers: [0, 2]", "model: mlp, layers: [0]", "give `from`"),
+        ("from: teacher, layers: [0, 2]", "model: mlp, from: teacher", "remove `model`"),
+        ("ta: {from: teacher}", "ta: {from: teacher, pretrained: true}", "remove `weights`, `pretrained` and `train`"),
+        ("ta: {from: teacher}", "ta: {from: student}", "itself starts from a role"),
+    ],
+)
+def test_mistakes_are_sentences(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        suite(tmp_path, SUITE.replace(old, new))
+    assert sentence in str(caught.value)
+    assert "s.yaml:" in str(caught.value)
+
+
+def test_who_is_trained_by_a_method_gives_no_weights(tmp_path: Path) -> None:
+    text = SUITE.replace("student: {from: teacher, layers: [0, 2]}", "student: {from: ta}").replace(
+        "ta: {from: teacher}", "ta: {model: mlp}"
+    )
+    with pytest.raises(UserError, match="starts from 'ta', which method 'chain' trains"):
+        suite(tmp_path, text.replace("  kd:", "  kd:\n  chain:"))
+    suite(tmp_path, text)
+
+
+def test_layers_that_do_not_fit_are_refused_when_the_network_is_made(made) -> None:
+    job, bench = made
+    (job.folder / "s.yaml").write_text(SUITE.replace("[0, 2]", "[0, 7]"))
+    (other,) = expand(load(job.folder / "s.yaml"), bench.data.fingerprint)
+    with pytest.raises(UserError, match="teacher mlp has no layer 7"):
+        bench.build(other, "student")
