@@ -53,6 +53,9 @@ class Needs:
     `learner` and `teacher` name taps: "pooled", "block2", "block-1" (the last), or the glob "block*". `views` counts
     augmented views of each batch. `hard_labels`: one-hot targets; a wrapper that mixes labels is then refused.
     `probe`: the learner's logits on the whole training set before every epoch, for `sample`.
+
+    Of the task: `categorical`, rows are logits over classes; `mixable`, inputs are real numbers and may be added;
+    `on_policy`, the learner's own samples. A suite whose task lacks one of them is refused when it is loaded.
     """
 
     learner: tuple[str, ...] = ()
@@ -60,6 +63,9 @@ class Needs:
     views: int = 1
     hard_labels: bool = False
     probe: bool = False
+    categorical: bool = False
+    mixable: bool = False
+    on_policy: bool = False
 
 
 @dataclass(frozen=True)

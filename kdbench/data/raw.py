@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdbench.data.files import Files
 from kdbench.errors import UserError
+from kdbench.tasks import Task
 
 Array = NDArray[np.generic]
 
@@ -28,6 +29,8 @@ class Raw:
     Images are uint8 (N, channels, H, H), labels integers (N,) in [0, classes); numpy arrays or CPU tensors. `mean` and
     `std` are per channel, of pixels scaled to [0, 1]. `val` is how many training examples are cut for validation where
     the suite does not say.
+
+    `task` is a task or its name; None is whatever the suite or the file's `TASK` says.
 
     A set too large for memory has `kdbench.data.files.Files` as images, and then a fingerprint of its own. `notes` are
     warnings for the user; `left_out` counts images that could not be decoded.
@@ -44,6 +47,7 @@ class Raw:
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     left_out: int = 0
+    task: Task | str | None = None
 
 
 @dataclass(frozen=True)

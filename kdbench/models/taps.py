@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdbench.batch import Out, Profile
+from kdbench.batch import Out, Profile, call
+from kdbench.data.signature import Signature, signature_of
 from kdbench.errors import did_you_mean
 from kdbench.method import Refusal
 
@@ -111,7 +112,7 @@ class Tapped:
     def _listen(self, x: Any) -> tuple[Any, dict[str, Any]]:
         heard: dict[str, Any] = {}
         self._heard = heard
-        answer = self.model(x)
+        answer = call(self.model, x)
         self._heard = None
         return answer, heard
 
@@ -158,16 +159,17 @@ def profile(
     *,
     classes: int,
     examples: int,
-    input_shape: tuple[int, ...],
+    input_shape: Signature | tuple[int, ...],
 ) -> Profile:
-    """The shapes of a model's taps, without the batch dimension, from one forward of two black images.
+    """The shapes of a model's taps, without the batch dimension, from one forward of two empty examples.
 
     Runs without gradient in eval mode and leaves no trace: random generators, BatchNorm statistics and each module's
-    mode are as before. `input_shape` is (channels, H, W).
+    mode are as before. `input_shape` may be the shape of a single input, (channels, H, W) or (F,).
 
     Raises:
         Refusal: the model has no such tap.
     """
+    signature = signature_of(input_shape)
     modes = {module: module.training for module in model.modules()}
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     devices = [first.device] if first.device.type == "cuda" else []
@@ -175,10 +177,10 @@ def profile(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             model.eval()
-            out = tapped(torch.zeros((2, *input_shape), dtype=first.dtype, device=first.device))
+            out = tapped(signature.zeros(2, dtype=first.dtype, device=first.device))
     finally:
         tapped.close()
         for module, mode in modes.items():
             module.training = mode
     shapes = {name: tuple(value.shape[1:]) for name, value in out.taps.items()}
-    return Profile(role, model, classes, shapes, examples, tuple(input_shape))
+    return Profile(role, model, classes, shapes, examples, signature.shape)

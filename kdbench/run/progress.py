@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from kdbench.tasks import Metric
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -39,7 +41,10 @@ def verdict(result: Result) -> str:
     """One phrase on a finished job."""
     if result.status != "ok" or result.cost is None:
         return f"{result.status}: {result.reason}"
-    return f"test {result.scores['test/top1']:.2f}% in {result.cost.train_seconds:.0f} s"
+    metric = Metric(**result.main)
+    reached = result.scores.get(f"test/{metric.name}")
+    said = "no test score" if reached is None else f"test {metric.shown(reached)}"
+    return f"{said} in {result.cost.train_seconds:.0f} s"
 
 
 class Lines:
@@ -67,7 +72,7 @@ class Lines:
             stage = f"stage {progress.stage + 1}/{progress.stages} " if progress.stages > 1 else ""
             self._line(
                 f"[{self.finished_jobs}/{self.total}] {what}: {stage}epoch {progress.epoch + 1}/{progress.epochs}, "
-                f"{progress.images_per_second:.0f} images/s{_headline(progress)}"
+                f"{progress.speed}{progress.reached}"
             )
 
     def finished(self, job: Job, result: Result) -> None:
@@ -117,7 +122,7 @@ class Bars:
             description=what + stage,
             total=progress.epochs,
             completed=progress.epoch + 1,
-            note=f"{progress.images_per_second:.0f} images/s{_headline(progress)}",
+            note=f"{progress.speed}{progress.reached}",
         )
         if what.startswith("teacher ") and progress.epoch + 1 == progress.epochs:
             self._remove(what)  # of a job it is known when it has finished
@@ -140,11 +145,6 @@ class Bars:
 
     def warn(self, sentence: str) -> None:
         self.bars.console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _headline(progress: Progress) -> str:
-    top1 = [value for name, value in progress.metrics.items() if name.startswith("val/") and name.endswith("top1")]
-    return f", val {top1[0]:.2f}%" if top1 else ""
 
 
 def _duration(seconds: float) -> str:

@@ -42,11 +42,11 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
 
 
 class Data(Spec):
-    """Which images, and how the training set is cut."""
+    """Which examples, and how the training set is cut."""
 
     name: Str
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, folder (a tree of image files), or a Python file's
-    function (`./mine.py:load`)."""
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, folder (a tree of image files), diabetes,
+    digits_lower_half, or a Python file's function (`./mine.py:load`)."""
     fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Share of the training split to use, stratified by class (few-shot subsets)."""
     val: Annotated[Int, Field(ge=1)] | None = None
@@ -245,8 +245,11 @@ class Model(Spec):
     """Take timm's pretrained weights."""
     seed: Annotated[Int, Field(ge=0), FROZEN] = 0
     """Seed of a frozen role that is trained here: one checkpoint for all methods and seeds."""
+    gate: Annotated[Float | dict[Str, Float] | None, Outside("stops a job, changes none")] = None
+    """What a frozen role must reach on validation, or the pair is stopped with a sentence: a number for the task's
+    headline (top-1 in percent), or by metric, `{top1: 90, nll: 0.5}`. Errors must not be above it."""
     min_top1: Annotated[Annotated[Float, Field(ge=0, le=100)] | None, Outside("stops a job, changes none")] = None
-    """Gate in percent of validation accuracy: below it the pair is stopped with a sentence."""
+    """The old name of `gate: {top1: ...}`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -254,7 +257,20 @@ class Model(Spec):
             raise ValueError("choose one source of weights: `weights` or `pretrained`")
         if (self.weights is not None or self.pretrained) and isinstance(self.train, BaseModel):
             raise ValueError("`train` overrides have no effect beside `weights` or `pretrained`: remove one")
+        if self.gate is not None and self.min_top1 is not None:
+            raise ValueError("`min_top1` is the old name of `gate`: remove it")
         return self
+
+    @property
+    def gate_field(self) -> str:
+        """The name that the suite gives its gate."""
+        return "gate" if self.min_top1 is None else "min_top1"
+
+    def gates(self, headline: str) -> dict[str, float]:
+        """Metric -> what it must reach on validation; a bare number is of the task's headline."""
+        if self.min_top1 is not None:
+            return {"top1": self.min_top1}
+        return {} if self.gate is None else dict(self.gate) if isinstance(self.gate, dict) else {headline: self.gate}
 
 
 Role = Annotated[Model, BeforeValidator(_named, json_schema_input_type=Str | Model)]
@@ -345,7 +361,8 @@ class Tune(Spec):
     """Per (pair, method), the published defaults included as the first."""
     sampler: Literal["tpe", "gp", "random", "grid", "cmaes"] = "tpe"
     pruner: Literal["hyperband", "median", "none"] = "none"
-    metric: Str = "val/top1"
+    metric: Str | None = None
+    """Default: the task's headline on validation, such as `val/top1`."""
     seeds: tuple[Annotated[Int, Field(ge=0)], ...] = (1000,)
     """Disjoint from the suite's seeds."""
     epochs: Annotated[Int, Field(ge=1)] | None = None
@@ -367,6 +384,9 @@ class SuiteFile(Spec):
     extends: Str | None = None
     """Another suite file (relative to this one) to start from: maps merge, lists replace."""
     description: Str = ""
+    task: Str | None = None
+    """classification, regression, a task of an installed package, or of a Python file (`./mine.py`). Default: what the
+    data set's file declares."""
     data: Data
     recipe: Recipe
     pairs: Annotated[dict[Name, Pair], Field(min_length=1)]

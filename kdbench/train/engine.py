@@ -22,7 +22,6 @@ from kdbench.data.batches import mixed, stream
 from kdbench.method import Refusal, Stage
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import derive, draw, order, seeded
-from kdbench.tasks import classification, combined
 from kdbench.train import evaluate
 from kdbench.train.frozen import Live, Stored, exact, say
 from kdbench.train.recipe import autocast, make_optimizer, precision_on, rate_factor, set_rate
@@ -58,10 +57,10 @@ class Engine:
         self.models = dict(training.models)
         self.heads: dict[str, nn.Module] = {}
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
-        self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
-        self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
+        self.known: dict[str, Tensor] = {}  # answers on the training split of roles that do not learn now
+        self.validated: dict[str, Tensor] = {}  # answers on the validation split, of roles that do not learn now
         self.state = state or State()
-        self.device = training.data.train.images.device
+        self.device = training.data.train.device
         self.precision = precision_on(training.recipe.precision, self.device)
         self.examples = len(training.data.train.labels)
 
@@ -148,17 +147,15 @@ class Engine:
             names,
             classes=data.classes,
             examples=self.examples,
-            input_shape=data.shape,
+            input_shape=data.signature,
         )
-        rows_NC = self._over_training(role) if frozen and self.needs.probe else None
+        rows_NC = data.task.rows(self._over_training(role)) if frozen and self.needs.probe else None
         return replace(found, rows_NC=rows_NC, answers=len(self.training.plan.answer))
 
     def _over_training(self, role: str) -> Tensor:
-        """What a role that does not learn now says of the training split (N, C), without augmentation; made once."""
+        """What a role that does not learn now answers on the training split (N, ...), unaugmented; made once."""
         if role not in self.known:
-            data = self.training.data
-            logits_NC = evaluate.split_logits(self.models[role], data.train, data, self.precision)
-            self.known[role] = logits_NC
+            self.known[role] = evaluate.split_answers(self.models[role], self.training.data.train, self.precision)
         return self.known[role]
 
     def _frozen(self, stage: Stage) -> dict[str, Live | Stored]:
@@ -200,7 +197,17 @@ class Engine:
             self.save(self.state)
             speed = (self.state.images - images) / max(self.state.seconds - before, 1e-9)
             self.watch(
-                Progress(number, len(self.training.plan.stages), epoch, epochs, speed, metrics, self.state.seconds)
+                Progress(
+                    number,
+                    len(self.training.plan.stages),
+                    epoch,
+                    epochs,
+                    speed,
+                    metrics,
+                    self.state.seconds,
+                    self.training.data.task.unit,
+                    self.training.data.task.headline,
+                )
             )
         for teacher in frozen.values():
             teacher.close()
@@ -226,8 +233,8 @@ class Engine:
 
     def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
         data = self.training.data
-        logits_NC = evaluate.split_logits(learner.model, data.train, data, self.precision)
-        return Probe(logits_NC, data.train.labels, epoch, epochs, role, learner.heads)
+        rows_NC = data.task.rows(evaluate.split_answers(learner.model, data.train, self.precision))
+        return Probe(rows_NC, data.train.labels, epoch, epochs, role, learner.heads)
 
     def _review(self, epoch: int, epochs: int, learners: dict[str, Learner]) -> dict[str, float]:
         """What the method says about learners whose stage is over: values for the curves; sentences are kept."""
@@ -259,10 +266,10 @@ class Engine:
         # Stages see different augmentations: their epochs are counted on.
         key = (training.seed, epoch + sum(map(self._epochs, training.plan.stages[:number])))
         batches = indices[: steps * size].split(size)
-        pixels = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
+        inputs = stream(training.data.train, batches, recipe, key, self.needs.views)
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
         with seeded(training.seed, "dropout", number, epoch):
-            for step, (index_B, seen) in enumerate(zip(batches, pixels, strict=True)):
+            for step, (index_B, seen) in enumerate(zip(batches, inputs, strict=True)):
                 targets = data.task.targets(data.train.labels[index_B])
                 (x, *views), targets = mixed(seen, targets, index_B, recipe, key)
                 batch = Batch(x, targets, index_B, data.task, epoch, epochs, rng, number, tuple(views))
@@ -306,8 +313,8 @@ class Engine:
             prefix = "train/" if alone else f"train/{role}/"
             metrics[prefix + "loss"] = totals[role].detach()
             metrics |= {prefix + name: value.detach().float() for name, value in named.items()}
-            right_B = outs[role].rows.detach().argmax(1) == batch.labels
-            metrics[prefix + "top1"] = 100.0 * right_B.float().mean()
+            running = batch.task.running(outs[role].rows.detach(), batch.targets)
+            metrics |= {prefix + name: value for name, value in running.items()}
         return metrics
 
     # answer ----------------------------------------------------------------------------------------------------------
@@ -319,20 +326,26 @@ class Engine:
         ]
 
     def _validate(self, stage: Stage, last: bool) -> dict[str, float]:
-        """Accuracy and NLL of the answer; before the last stage of each learner, or of the answer as far as to it."""
+        """What the task follows, of the answer; before the last stage of each learner, or of the answer up to it."""
         data, plan = self.training.data, self.training.plan
         so_far = {role: plan.answer[: number + 1] for number, role in enumerate(plan.answer)}
         groups = {"val/": plan.answer} if last else {f"val/{r}/": so_far.get(r, (r,)) for r in stage.learners}
         metrics: dict[str, float] = {}
         for prefix, roles in groups.items():
-            for role in roles:
-                if role in stage.learners or role not in self.validated:
-                    (model,) = self._deployed((role,))
-                    self.validated[role] = evaluate.split_logits(model, data.val, data, self.precision)
-            logits_NC = combined([self.validated[role] for role in roles], plan.combine)
-            found = classification.scores(logits_NC, data.val.labels)
-            metrics |= {prefix + name: found[name] for name in ("top1", "nll")}
+            parts = [self._validated(role, stage) for role in roles]
+            found = evaluate.scores(parts, data.val, data.task, self.precision, combine=plan.combine)
+            metrics |= {prefix + name: found[name] for name in data.task.followed}
         return metrics
+
+    def _validated(self, role: str, stage: Stage) -> evaluate.Part:
+        """A learner as it would be deployed now; of a role that does not learn, its answers, made once."""
+        if role in stage.learners:
+            self.validated.pop(role, None)
+            return self._deployed((role,))[0]
+        if role not in self.validated:
+            (model,) = self._deployed((role,))
+            self.validated[role] = evaluate.split_answers(model, self.training.data.val, self.precision)
+        return self.validated[role]
 
 
 def _size(module: nn.Module) -> int:

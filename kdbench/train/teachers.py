@@ -1,6 +1,6 @@
 """Frozen roles: trained once per content key, or read from a file, or pretrained; shared by every job.
 
-Kept under `runs/teachers/<key>/`: the weights, the logits on validation and test, and a record of scores and cost.
+Kept under `runs/teachers/<key>/`: the weights, the answers on validation and test, and a record of scores and cost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from kdbench.models import size, weights
 from kdbench.models.make import network
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole
-from kdbench.tasks import classification
 from kdbench.train import checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
@@ -47,17 +46,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frozen model on the device, its record, and its logits on validation and test."""
+    """A frozen model on the device, its record, and its answers (N, ...) on validation and test."""
 
     model: nn.Module
     record: Record
-    val_NC: Tensor
-    test_NC: Tensor
+    val: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
 class Supervised(Method):
-    """Cross-entropy alone: how a teacher is trained."""
+    """What the task asks of a learner, alone: how a teacher is trained."""
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({roles[0]: ()}),), answer=(roles[0],))
@@ -100,7 +99,7 @@ def obtain(
     record, logits = stored
     model.requires_grad_(False).eval()
     model.to(memory_format=torch.channels_last)
-    device = data.train.images.device
+    device = data.train.device
     return Frozen(model, record, logits["val"].to(device), logits["test"].to(device))
 
 
@@ -113,9 +112,9 @@ def _make(
     warn: Callable[[str], None],
 ) -> tuple[nn.Module, tuple[Record, dict[str, Tensor]]]:
     """Train, read or fetch the model, score it, and keep it."""
-    device = data.train.images.device
+    device = data.train.device
     model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
-    parameters, macs = size.count(model, data.shape)
+    parameters, macs = size.count(model, data.signature)
     seconds = 0.0
     if role.recipe is not None:
         model, seconds = _train(model, role, data, runs, watch, warn)
@@ -123,25 +122,22 @@ def _make(
         weights.load(model, role.folder / role.model.weights)
     model.requires_grad_(False).eval()
     precision = precision_on(role.recipe.precision if role.recipe else "auto", device)
-    logits = {
-        name: evaluate.split_logits(model, split, data, precision)
-        for name, split in (("val", data.val), ("test", data.test))
-    }
-    labels = {"val": data.val.labels, "test": data.test.labels}
+    splits = {"val": data.val, "test": data.test}
+    answers = {name: evaluate.split_answers(model, split, precision) for name, split in splits.items()}
     found = {
         f"{name}/{metric}": value
-        for name, logits_NC in logits.items()
-        for metric, value in classification.scores(logits_NC, labels[name]).items()
+        for name, split in splits.items()
+        for metric, value in evaluate.scores([answers[name]], split, data.task).items()
     }
     record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
-    _keep(folder, model, logits, record)
-    return model, (record, logits)
+    _keep(folder, model, answers, record)
+    return model, (record, answers)
 
 
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
     with seeded(role.model.seed, "init", "teacher"):
         made = network(role.model, data, role.folder, pretrained=role.model.pretrained)
-        return made.to(data.train.images.device)
+        return made.to(data.train.device)
 
 
 def _train(
@@ -157,7 +153,7 @@ def _train(
     task = Training(method, method.plan(("teacher",)), {"teacher": model}, data, role.recipe, role.model.seed)
     trained = Engine(
         task,
-        state=checkpoint.begin(path, [model], data.train.images.device, warn),
+        state=checkpoint.begin(path, [model], data.train.device, warn),
         save=lambda state: checkpoint.save(path, state),
         watch=watch,
     ).train()

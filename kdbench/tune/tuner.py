@@ -24,9 +24,9 @@ from kdbench.result import Result
 from kdbench.run import runner
 from kdbench.run.opened import Opened, try_models
 from kdbench.run.store import Store
-from kdbench.suite.cell import Cell, cell_of, tune_of
+from kdbench.suite.cell import Cell, cell_of, objectives_of, tune_of
 from kdbench.suite.job import Job, variant
-from kdbench.suite.search_rules import FOLLOWED
+from kdbench.suite.search_rules import followed
 from kdbench.train import checkpoint
 from kdbench.train.state import Progress
 from kdbench.tune.setup import agreed, away, study_of
@@ -220,8 +220,8 @@ class Tuner:
 
     def _watch(self, job: Job, claim: Claim | None, seconds: dict[str, float]) -> Callable[[str, Progress], None]:
         """Hears every epoch: reports it to the study, and ends a training that its pruner gives up."""
-        title, metric = f"{job.name} seed {job.seed}", (self.tune.objectives or (self.tune.metric,))[0]
-        follow = claim is not None and self.tune.pruner != "none" and metric in FOLLOWED
+        title, metric = f"{job.name} seed {job.seed}", objectives_of(self.suite)[0]
+        follow = claim is not None and self.tune.pruner != "none" and metric in followed(self.suite.task)
 
         def watch(what: str, progress: Progress) -> None:
             self.listener.epoch(what, progress)
