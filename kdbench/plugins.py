@@ -32,8 +32,8 @@ Base = TypeVar("Base")
 
 __all__ = [
     "builtin", "builtin_methods", "class_sha", "conflicts", "declared", "declared_task", "forget", "from_file",
-    "installed_function", "installed_names", "is_file", "is_wrapper", "method_class", "method_names", "missing_in_file", "name_of", "names",
-    "optimizer_names", "origin", "plugin_class", "source_sha", "timm_models",
+    "installed_function", "installed_names", "is_file", "is_wrapper", "method_class", "method_names",
+    "missing_in_file", "name_of", "names", "optimizer_names", "origin", "plugin_class", "source_sha", "timm_models",
 ]  # fmt: skip
 
 
@@ -143,9 +143,9 @@ def _installed_class(kind: str, name: str, base: type[Base]) -> type[Base]:
 
 
 def name_of(cls: type, base: type = Method) -> str:
-    """The registered name of a method's class, or a task's (`base`), its identity: "kd", that of an entry point, the stem of a user's file.
+    """The registered name of a method's class (or a task's: `base`), its identity: "kd", an entry point's, a stem.
 
-    A class that is not its file's method is `stem:Class`, one of an installed package that no entry point names
+    A class that is not the one of its file is `stem:Class`, one of an installed package that no entry point names
     `module:Class`.
     """
     if name := vars(cls).get("registered"):

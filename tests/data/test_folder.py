@@ -350,7 +350,7 @@ def test_it_learns(tree: Path) -> None:
     found = loaded(tree)
     made = Recipe.model_validate({"epochs": 12, "batch_size": 12, "optimizer": {"lr": 0.05}, "augment": IMAGENET})
     answer = trained(found, KD(ce_weight=1.0, kd_weight=0.0), made).answer
-    logits_NC = evaluate.split_logits(answer, found.test, found)
+    logits_NC = evaluate.split_answers(answer, found.test)
     assert classification.scores(logits_NC, found.test.labels)["top1"] > 60
 
 
