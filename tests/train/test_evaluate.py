@@ -87,8 +87,8 @@ def test_answers_come_in_order_whatever_the_batch() -> None:
     model = torch.nn.Linear(5, 3).train()
     with torch.no_grad():
         whole = model(x)
-    for size in (1, 4, 23):
-        found = list(evaluate.asked([model, whole + 1], split, batch=size))
+    for batch in (1, 4, 23):
+        found = list(evaluate.asked([model, whole + 1], split, batch=batch))
         assert torch.cat([index for index, _ in found]).tolist() == list(range(23))
         torch.testing.assert_close(torch.cat([answers[0] for _, answers in found]), whole)
         assert torch.equal(torch.cat([answers[1] for _, answers in found]), whole + 1)
