@@ -70,7 +70,7 @@ class Scores:
     """Errors of one split in the targets' own units; keeps sums alone.
 
     rmse and mae (means over known rows and their numbers), r2 (1 - squared error / variance, the mean over numbers;
-    NaN for a constant target), and with a teacher rmse_to_teacher.
+    absent where one of them is constant), and with a teacher rmse_to_teacher. Nothing where no row is known.
     """
 
     scale: tuple[float, ...]
@@ -90,16 +90,16 @@ class Scores:
 
     def scores(self) -> dict[str, float]:
         n, scale = self.sums["n"], self.sums["n"].new_tensor(self.scale)
+        if not n.all():
+            return {}
 
         def mean(name: str, unit: Tensor) -> float:
             return (unit * self.sums[name] / n).mean().item()
 
         variance = self.sums["value_squared"] - self.sums["value"].square() / n
-        out = {
-            "rmse": mean("squared", scale.square()) ** 0.5,
-            "mae": mean("absolute", scale),
-            "r2": (1 - self.sums["squared"] / torch.where(variance > 0, variance, torch.nan)).mean().item(),
-        }
+        out = {"rmse": mean("squared", scale.square()) ** 0.5, "mae": mean("absolute", scale)}
+        if (variance > 0).all():
+            out["r2"] = (1 - self.sums["squared"] / variance).mean().item()
         if "to_teacher" in self.sums:
             out["rmse_to_teacher"] = mean("to_teacher", scale.square()) ** 0.5
         return out

@@ -334,7 +334,7 @@ class Engine:
         for prefix, roles in groups.items():
             parts = [self._validated(role, stage) for role in roles]
             found = evaluate.scores(parts, data.val, data.task, self.precision, combine=plan.combine)
-            metrics |= {prefix + name: found[name] for name in data.task.followed}
+            metrics |= {prefix + name: found[name] for name in data.task.followed if name in found}
         return metrics
 
     def _validated(self, role: str, stage: Stage) -> evaluate.Part:

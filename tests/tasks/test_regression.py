@@ -103,8 +103,8 @@ def test_a_constant_target_has_scale_one_and_no_r2() -> None:
     task = Regression(1).fitted(labels)
     assert (task.centre, task.scale) == ((3.0,), (1.0,))
     found = scored(task, torch.ones(6, 1), labels)
-    assert math.isnan(found["r2"])
-    assert found["rmse"] == 1
+    assert found == {"rmse": 1, "mae": 1}
+    assert scored(task, torch.ones(2, 1), torch.full((2, 1), torch.nan)) == {}
 
 
 def test_centre_and_scale_are_numpys() -> None:
