@@ -46,6 +46,7 @@ class Steps:
     together: list[Scorer] = field(default_factory=list)
     alone: list[Scorer] = field(default_factory=list)
     exits: list[Scorer] = field(default_factory=list)
+    finite: bool = True  # all answers so far, of every role
     left: list[Tensor] = field(default_factory=list)  # (K,) rows that leave at each prefix, for each threshold
 
     def __post_init__(self) -> None:
@@ -53,6 +54,7 @@ class Steps:
 
     def add(self, answers: Sequence[Tensor], targets: Targets, teacher_rows: Tensor | None) -> None:
         """A batch: what each role says alone, in the order of the answer."""
+        self.finite = self.finite and all(bool(answer.isfinite().all()) for answer in answers)
         rows = [self.task.rows(answer) for answer in ladder(answers, self.task, self.combine)]
         for k, (own, whole) in enumerate(zip(answers, rows, strict=True)):
             self.alone[k].add(self.task.rows(own), targets, teacher_rows)
