@@ -37,7 +37,7 @@ class Imitate(Method):
     """Regress the teacher's rows: numbers, or logits (Ba & Caruana 2014)."""
 
     weight: float = knob(1.0, "weight of the distance to the teacher's rows", low=0.01, high=100.0, log=True)
-    task_weight: float = knob(1.0, "weight of what the task asks of a learner", low=0.0, high=2.0)
+    ce_weight: float = knob(1.0, "weight of the task's own term", low=0.0, high=2.0)
     distance: str = knob("squared", "squared, or Huber's", choices=("squared", "huber"))
     delta: float = knob(1.0, "huber: where it becomes linear", low=0.05, high=5.0, log=True)
 
@@ -46,4 +46,4 @@ class Imitate(Method):
             row_mean(distances(learner.rows, t.rows, self.distance, self.delta), batch.targets)
             for t in teachers.values()
         )
-        return {"task": self.task_weight * supervised(learner, batch), "imitate": self.weight * imitate}
+        return {"ce": self.ce_weight * supervised(learner, batch), "imitate": self.weight * imitate}

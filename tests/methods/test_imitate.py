@@ -35,10 +35,10 @@ def batch(labels: torch.Tensor) -> Batch:
 
 
 def test_terms_are_weighted_and_teachers_averaged() -> None:
-    s, labels, method = rows(0), rows(3), Imitate(weight=2.0, task_weight=0.5)
+    s, labels, method = rows(0), rows(3), Imitate(weight=2.0, ce_weight=0.5)
     teachers = {name: Out(name, rows(seed)) for name, seed in (("a", 1), ("b", 2))}
     found = method.loss(Out("student", s), teachers, batch(labels), method.heads(None, {}))
-    torch.testing.assert_close(found["task"], 0.5 * (s - labels).square().mean())
+    torch.testing.assert_close(found["ce"], 0.5 * (s - labels).square().mean())
     mean = sum((s - out.rows).square().mean() for out in teachers.values()) / 2
     torch.testing.assert_close(found["imitate"], 2 * mean)
 
@@ -50,5 +50,5 @@ def test_unknown_rows_do_not_count() -> None:
     method = Imitate()
     holes = method.loss(Out("student", s), {"t": Out("t", t)}, batch(labels), None)
     alone = method.loss(Out("student", s[kept]), {"t": Out("t", t[kept])}, batch(labels[kept]), None)
-    for name in ("task", "imitate"):
+    for name in ("ce", "imitate"):
         torch.testing.assert_close(holes[name], alone[name])
