@@ -146,7 +146,7 @@ def _images_of(data: fields.Data, raw: Raw, named: str, kind: type[Task]) -> Dat
 def _numbers(data: fields.Data, raw: RawNumbers, named: str, kind: type[Task]) -> DataSet:
     from kdbench.data.batches import Numbers
 
-    values, labels = np.asarray(raw.train), np.asarray(raw.train_labels)
+    values, labels = np.asarray(raw.train, dtype=np.float32), np.asarray(raw.train_labels)
     strata = labels.astype(np.int64) if kind.kind == "categorical" else np.zeros(len(labels), dtype=np.int64)
     train_index, val_index = cut(strata, raw.val if data.val is None else data.val, data.fraction, data.split_seed)
     mean, std = map(torch.from_numpy, statistics(values[train_index]))

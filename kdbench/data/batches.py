@@ -37,9 +37,16 @@ class Draw:
 class Source(Protocol):
     """The examples of a split. `labels` are as the data set stores them, (N, ...), on the source's device."""
 
-    labels: Tensor
-    mean: Any  # with `std`, what inputs are normalised by: see the sources
-    std: Any
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def mean(self) -> Any:
+        """What inputs are normalised by, with `std`: see the sources."""
+        ...
+
+    @property
+    def std(self) -> Any: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -208,7 +208,9 @@ def architecture(
 
 def pixels(bench: Workbench, most: int) -> Tensor:
     """The first validation images as stored: uint8 (B, channels, H, W), on the bench's device."""
-    images = bench.data.val.images
+    images = getattr(bench.data.val, "images", None)
+    if images is None:
+        raise UserError(f"{bench.data.name} holds no images: .pt2 and .onnx take pixels; use .safetensors")
     index_B = torch.arange(min(most, len(bench.data.val.labels)))
     if isinstance(images, Tensor):
         return images[: len(index_B)]

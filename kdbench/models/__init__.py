@@ -79,7 +79,7 @@ def build(
         made = build(name, options, classes=classes, signature=smaller, pretrained=pretrained, folder=folder)
         return resizing(made, input_size)
     declared, others = plugins.declared("models"), plugins.installed_names("models")
-    given = {"outputs": classes, "features": signature.features, "shape": signature.shape}
+    given: dict[str, Any] = {"outputs": classes, "features": signature.features, "shape": signature.shape}
     if square:
         given |= {"classes": classes, "channels": signature.shape[0], "size": signature.shape[1]}
     if not plugins.is_file(name) and name not in declared and name not in others:
