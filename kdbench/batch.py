@@ -7,7 +7,7 @@ Shape legend, used as suffixes in the whole code base:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,11 @@ class Batch:
     def labels(self) -> Tensor:
         """The class of each row with the largest share, int64 (R,): the label itself where nothing was mixed."""
         return self.targets.labels
+
+
+def call(model: Callable[..., Any], x: Any) -> Any:
+    """What a model answers on its inputs: a tensor, or a dict of tensors, which are given by name."""
+    return model(**x) if isinstance(x, Mapping) else model(x)
 
 
 @dataclass(frozen=True)

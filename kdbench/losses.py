@@ -52,6 +52,12 @@ def cross_entropy(rows: Tensor, targets: Targets | Tensor) -> Tensor:
     return row_mean(terms, targets)
 
 
+def squared_error(rows: Tensor, values: Targets | Tensor) -> Tensor:
+    """Mean squared difference of numbers (R, D), over rows and numbers; scalar. Rows of weight 0 do not count."""
+    targets = values if isinstance(values, Targets) else Targets(values)
+    return row_mean((wide(rows) - wide(targets.values)).square().mean(1), targets)
+
+
 def row_mean(terms: Tensor, targets: Targets) -> Tensor:
     """The mean of a term (R,) over the rows that count."""
     if targets.weight is None:

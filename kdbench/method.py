@@ -72,6 +72,9 @@ class Needs:
     augmented views of each batch. `hard_labels`: one-hot targets; a wrapper that mixes labels is then refused.
     `probe`: the learner's logits on the whole training set before every epoch, for `sample`. `draws`: so many further
     answers of each frozen teacher with its dropout on, `Out.draws`. `survey`: see `Survey`.
+
+    Of the task: `categorical`, rows are logits over classes; `mixable`, inputs are real numbers and may be added;
+    `on_policy`, the learner's own samples. A suite whose task lacks one of them is refused when it is loaded.
     """
 
     learner: tuple[str, ...] = ()
@@ -81,6 +84,9 @@ class Needs:
     probe: bool = False
     draws: int = 0
     survey: tuple[Survey, ...] = ()
+    categorical: bool = False
+    mixable: bool = False
+    on_policy: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ from kdbench.userfiles import FILES, from_file, imported, is_file, missing_in_fi
 
 PACKAGE = Path(__file__).parent
 FUNCTIONS = {"models": ("build",), "data": ("read", "load")}  # what an entry point means that names a module alone
+TASK = "classification"  # of a data set that says nothing
 Base = TypeVar("Base")
 
 __all__ = [
-    "builtin", "builtin_methods", "class_sha", "conflicts", "declared", "forget", "from_file", "installed_function",
-    "installed_names", "is_file", "is_wrapper", "method_class", "method_names", "missing_in_file", "name_of", "names",
-    "optimizer_names", "origin", "plugin_class", "source_sha", "timm_models",
+    "builtin", "builtin_methods", "class_sha", "conflicts", "declared", "declared_task", "forget", "from_file",
+    "installed_function", "installed_names", "is_file", "is_wrapper", "method_class", "method_names",
+    "missing_in_file", "name_of", "names", "optimizer_names", "origin", "plugin_class", "source_sha", "timm_models",
 ]  # fmt: skip
 
 
@@ -139,10 +140,10 @@ def _installed_class(kind: str, name: str, base: type[Base]) -> type[Base]:
     return found
 
 
-def name_of(cls: type[Method]) -> str:
-    """The registered name of a method's class, its identity: "kd", that of an entry point, the stem of a user's file.
+def name_of(cls: type, base: type = Method) -> str:
+    """The registered name of a method's class (or a task's: `base`), its identity: "kd", an entry point's, a stem.
 
-    A class that is not its file's method is `stem:Class`, one of an installed package that no entry point names
+    A class that is not the one of its file is `stem:Class`, one of an installed package that no entry point names
     `module:Class`.
     """
     if name := vars(cls).get("registered"):
@@ -150,12 +151,13 @@ def name_of(cls: type[Method]) -> str:
     module = sys.modules[cls.__module__]
     if _is_own(cls) or FILES in cls.__module__:
         stem = cls.__module__.rpartition(".")[2]
-        own = _main(_classes(module, Method), stem) is cls  # type: ignore[type-abstract]
+        own = _main(_classes(module, base), stem) is cls
         return stem if own else f"{stem}:{cls.__name__}"
-    for name in installed_names("methods"):
+    kind = "methods" if base is Method else "tasks"
+    for name in installed_names(kind):
         with contextlib.suppress(LookupError):
-            if method_class(name, Path()) is cls:
-                return name_of(cls)
+            if plugin_class(kind, name, Path(), base) is cls:
+                return name_of(cls, base)
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -228,6 +230,36 @@ def declared(package: str) -> dict[str, str]:
     return names
 
 
+def declared_task(name: str, folder: Path) -> str:
+    """The task of a data set as its file declares it, read without executing it; else "classification".
+
+    A literal `TASK = "regression"`, or `TASKS`, a map by the data set's name (in a user's file by the function's).
+    """
+    try:
+        if is_file(name):
+            path, key = path_of(name, folder), name.partition(":")[2]
+        elif name in declared("data"):
+            path, key = (PACKAGE / "data" / declared("data")[name].replace(".", "/")).with_suffix(".py"), name
+        elif name in installed_names("data"):
+            spec, key = importlib.util.find_spec(_installed("data").chosen[name].module), name
+            path = Path(spec.origin or "") if spec else Path()
+        else:
+            return TASK
+        return _declared_task(path, path.stat().st_mtime_ns, key)
+    except Exception:  # whatever is wrong with the file is reported where it is read
+        return TASK
+
+
+@lru_cache
+def _declared_task(path: Path, changed: int, key: str) -> str:
+    found: dict[str, Any] = {}
+    for node in ast.parse(path.read_bytes(), filename=str(path)).body:
+        names = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
+        if isinstance(node, ast.Assign) and names in (["TASK"], ["TASKS"]):
+            found[names[0]] = ast.literal_eval(node.value)
+    return str(found.get("TASKS", {}).get(key) or found.get("TASK") or TASK)
+
+
 @cache
 def optimizer_names() -> tuple[str, ...]:
     """sgd, adamw and timm's optimisers, read from timm's source without importing it (it imports torch)."""
@@ -269,7 +301,7 @@ def source_sha(kind: str, name: str, folder: Path) -> str | None:
     return None
 
 
-def class_sha(cls: type[Method]) -> str | None:
+def class_sha(cls: type) -> str | None:
     """`source_sha` of the file that defines a method's class: also for the inner methods of a wrapper.
 
     Raises:

@@ -1,7 +1,7 @@
 """A result: everything known about one finished job, as one immutable JSON record.
 
-Scores are named `split/metric` and are fractions or nats, never percentages, except `*/top1` and `*/top5`, which are
-percent. Units are in names. No user names, host names or absolute paths.
+Scores are named `split/metric` and are fractions, nats or numbers in the data's own unit, never percentages, except
+`*/top1` and `*/top5`, which are percent. Units are in names. No user names, host names or absolute paths.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pydantic import AfterValidator, Field, PlainValidator
 
 from kdbench.files import STRICT, Amount, Count, Share, parsed
 
+TOP1 = {"name": "top1", "unit": "%", "better": "up", "digits": 2}  # the headline where a record names none
 Status = Literal["ok", "failed", "diverged", "skipped", "pruned"]
 FORMAT = 1
+YOUNG = ("headline",)  # fields that records of before do not have: left out where they say nothing
 
 # Where a metric may lie, by the end of its name `split/metric`; any other is only finite. Sums are rounded.
 ROUNDING = 1e-9
@@ -152,11 +154,18 @@ class Result:
     prefixes: list[Prefix] = field(default_factory=list)  # empty where one role answers alone
     exits: list[Exit] = field(default_factory=list)  # by rising threshold
     notes: list[str] = field(default_factory=list)  # sentences of the method about a finished job
+    headline: dict[str, Any] | None = None  # {name, unit, better, digits} of the score that ranks; None: `TOP1`
     format: int = FORMAT
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The headline, whichever it is."""
+        return self.headline or dict(TOP1)
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, non-finite numbers as null, newline at the end."""
-        return json.dumps(_finite(asdict(self)), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        values = {name: value for name, value in asdict(self).items() if name not in YOUNG or value is not None}
+        return json.dumps(_finite(values), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Result:

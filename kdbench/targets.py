@@ -68,15 +68,21 @@ class Targets:
         return replace(self, smoothing=1 - (1 - self.smoothing) * (1 - epsilon) if self.smoothing else epsilon)
 
     def mixed(self, other: Tensor, share: Tensor) -> Targets:
-        """`share` of these and 1 - `share` of rows `other` (R,): as labels of mixed inputs.
+        """`share` of these and 1 - `share` of those of examples `other` (B,): as labels of mixed inputs.
+
+        Where an example has several rows, they follow it. Of mixed numbers both parts must be known.
 
         Args:
-            share: of the first part, a number or (R,).
+            share: of the first part, a number or (B,).
         """
+        if (each := len(self.values) // max(1, len(other))) > 1:
+            other = (other[:, None] * each + torch.arange(each, device=other.device)).flatten()
+            share = share.repeat_interleave(each) if share.ndim else share
         if not self.classes:
+            weight = None if self.weight is None else self.weight * self.weight[other]
             kept = share.to(self.values.dtype)
             kept = kept.reshape(-1, *[1] * (self.values.ndim - 1)) if kept.ndim else kept
-            return replace(self, values=kept * self.values + (1 - kept) * self.values[other])
+            return replace(self, values=kept * self.values + (1 - kept) * self.values[other], weight=weight)
         parts = [(self.values, self.share), *self.others]
         kept_parts = [(values, share if own is None else own * share) for values, own in parts]
         other_parts = [

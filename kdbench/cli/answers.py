@@ -45,5 +45,5 @@ def answers(
     bench = Workbench.load(job, root, pick_device(device), runs, warn=warn)
     asked = bench.teacher(job.frozen[TEACHER]).model
     path = to or Path(f"{name}.npz")
-    write(path, evaluate.split_logits(asked, bench.data.train, bench.data), bench.data, top_k)
+    write(path, bench.data.task.rows(evaluate.split_answers(asked, bench.data.train)), bench.data, top_k)
     typer.echo(f"{path}: answers to {len(loaded.train.labels)} training examples of {declared.file.name}")

@@ -37,7 +37,7 @@ def ladder(
     from kdbench.suite.load import load
 
     loaded = load(suite)
-    images = data.load(loaded.file.data, root_of(data_root), loaded.folder)
+    images = data.load(loaded.file.data, root_of(data_root), loaded.folder, loaded.task_name)
     typer.echo(text(propose(loaded, pair, shares, option, deep, images)))
 
 

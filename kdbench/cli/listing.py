@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from kdbench import plugins
 from kdbench.method import Wrapper, knobs
+from kdbench.result import Result
 from kdbench.suite.load import Suite
+from kdbench.tasks import Task
 
 Rows = list[dict[str, Any]]
 
@@ -77,6 +81,38 @@ def data(root: Path) -> Rows:
     return [{"data": name, "state": state} for name, state in found(root).items()]
 
 
+def tasks() -> Rows:
+    """Name, kind of rows, unit, headline, metrics with their directions, and the methods that can do it."""
+    rows: Rows = []
+    for name in plugins.names("tasks"):
+        try:
+            task = plugins.plugin_class("tasks", name, Path(), Task)  # type: ignore[type-abstract]
+        except LookupError as error:  # of an installed package
+            rows.append({"task": name, "kind": "", "unit": "", "headline": "", "metrics": str(error), "methods": ""})
+            continue
+        unit = next((field.default for field in fields(task) if field.name == "unit"), "")
+        metrics = [f"{metric.name} {'↑' if metric.better == 'up' else '↓'}" for metric in task.metrics]
+        rows.append(
+            {
+                "task": name,
+                "kind": task.kind,
+                "unit": str(unit),
+                "headline": task.headline.name,
+                "metrics": ", ".join(metrics),
+                "methods": ", ".join(_fitting(task)),
+            }
+        )
+    return rows
+
+
+def _fitting(task: type[Task]) -> Iterator[str]:
+    """Methods with their defaults that can do a task; those of installed packages that cannot be made are passed."""
+    for name in plugins.method_names():
+        with contextlib.suppress(Exception):
+            if not task.misfit(plugins.method_class(name, Path())().needs()):
+                yield name
+
+
 def results(suite: Suite, store: Any) -> Rows:
     """Every stored result; `shown` says whether the suite as it is now still asks for it."""
     from kdbench.board.publish import current, current_tuned
@@ -89,7 +125,7 @@ def results(suite: Suite, store: Any) -> Rows:
             "method": result.method,
             "seed": str(result.seed),
             "status": result.status,
-            "test top1": f"{result.scores['test/top1']:.2f}" if "test/top1" in result.scores else result.reason,
+            f"test {suite.task.headline.name}": _reached(result) or result.reason,
             "key": result.key,
             "shown": shown.get(result.key, _why_not(suite, result.seed)),
         }
@@ -101,6 +137,11 @@ def _why_not(suite: Suite, seed: int) -> str:
     """Why a stored result is on no board."""
     outside = seed not in suite.file.seeds
     return f"no: seed {seed} is outside the suite's" if outside else "no: stale"
+
+
+def _reached(result: Result) -> str:
+    value = result.scores.get(f"test/{result.main['name']}")
+    return "" if value is None else f"{value:.{result.main['digits']}f}"
 
 
 def doctor(root: Path) -> Rows:

@@ -8,7 +8,7 @@ import typer
 
 from kdbench.cli.options import LEADERBOARD, DataRoot, Json, NoPlugins, Results, SuitePath, emit, root_of, warn
 
-show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets or results.")
+show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets, tasks or results.")
 
 
 @show.command("methods")
@@ -36,6 +36,14 @@ def show_data(data_root: DataRoot = None, as_json: Json = False) -> None:
     from kdbench.cli import listing
 
     emit(listing.data(root_of(data_root)), as_json)
+
+
+@show.command("tasks")
+def show_tasks(as_json: Json = False) -> None:
+    """Every task: what rows are, what is measured, and which methods fit."""
+    from kdbench.cli import listing
+
+    emit(listing.tasks(), as_json)
 
 
 @show.command("results")

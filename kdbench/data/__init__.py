@@ -1,8 +1,10 @@
-"""Data sets: real images as uint8 tensors or as files, a fixed stratified train/validation cut, and a fingerprint.
+"""Data sets: images as uint8 tensors or as files, or numbers; a fixed train/validation cut, and a fingerprint.
 
-Each file here that declares `NAMES` reads some data sets: `read(name, root, **options) -> Raw`, and
-`status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own, `./mine.py:load`,
-or an installed package's by the entry point `kdbench.data`; both are called as `load(root, **options) -> Raw`.
+Each file here that declares `NAMES` reads some data sets: `read(name, root, **options) -> Raw` (of images) or
+`RawNumbers`, and `status(name, root)`, one line for `kdbench doctor`. A suite may also name a function of its own,
+`./mine.py:load`, or an installed package's by the entry point `kdbench.data`; both are called as
+`load(root, **options)`. A file says what its sets are for by a literal `TASK = "regression"`, or `TASKS`, a map by name
+(of a function, in a user's file); without, it is classification.
 
 Validation is cut from the training set, unless there is a split of one's own: `options: {val: mine.npz}`, a file below
 the data root with `x_val`, uint8 (N, channels, H, W) or (N, H, W), and `y_val`, integers (N,); `folder` takes the name
@@ -27,45 +29,39 @@ from kdbench import plugins
 from kdbench.data.cut import cut
 from kdbench.data.files import Files
 from kdbench.data.held_out import with_own
+from kdbench.data.numbers import RawNumbers, statistics
+from kdbench.data.numbers import checked as checked_numbers
 from kdbench.data.raw import Raw
+from kdbench.data.signature import Signature
 from kdbench.errors import UserError, did_you_mean
 from kdbench.lazy import torch
 from kdbench.suite import fields
 from kdbench.tasks import Task
-from kdbench.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DataSet", "Raw", "Split", "default_root", "found", "load"]
+    from kdbench.data.batches import Source
 
-
-@dataclass(frozen=True)
-class Split:
-    images: Tensor | Files  # uint8 (N, channels, H, W): contiguous, or read when needed
-    labels: Tensor  # int64 (N,)
+__all__ = ["DataSet", "Raw", "RawNumbers", "default_root", "found", "load"]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Three disjoint splits of square images, in the order in which they are stored.
+    """Three disjoint splits and what they are of, in the order in which they are stored.
 
-    `mean` and `std` are per channel, of pixels scaled to [0, 1]. `fingerprint` identifies the decoded pixels and labels
-    of the whole set before any cut, so that two layouts of the same data agree; `split` identifies the examples chosen
-    for training and validation. Both are the first 16 hex digits of a sha256. `left_out` counts images that could not
-    be decoded; `notes` says which. `class_names` are in the order of the labels, where they are known.
+    `fingerprint` identifies the decoded pixels or numbers and the labels of the whole set before any cut, so that two
+    layouts of the same data agree; `split` identifies the examples chosen for training and validation. Both are the
+    first 16 hex digits of a sha256. `left_out` counts images that could not be decoded; `notes` says which.
+    `class_names` are in the order of the labels, where they are known.
     """
 
     name: str
-    classes: int
-    channels: int
-    size: int  # H = W
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train: Split
-    val: Split
-    test: Split
     task: Task
+    signature: Signature  # of one example, as models take it
+    train: Source
+    val: Source
+    test: Source
     fingerprint: str
     split: str
     notes: tuple[str, ...] = ()
@@ -73,9 +69,32 @@ class DataSet:
     class_names: tuple[str, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, H, W) of one image."""
-        return (self.channels, self.size, self.size)
+    def classes(self) -> int:
+        """Columns of the rows: classes, or numbers."""
+        return self.task.outputs
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, H, W) of one image, (F,) of a row of a table."""
+        return self.signature.shape
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Side of square images, H = W."""
+        return self.shape[-1]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel of images, of pixels scaled to [0, 1]; of each column or channel of numbers."""
+        return _flat(self.train.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return _flat(self.train.std)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -83,24 +102,34 @@ class DataSet:
         return {"split": self.split} | ({"images_left_out": self.left_out} if self.left_out else {})
 
 
-def load(data: fields.Data, root: Path, folder: Path = Path()) -> DataSet:
+def load(data: fields.Data, root: Path, folder: Path = Path(), task: str | None = None) -> DataSet:
     """Read a data set and cut it as the suite says.
 
     Args:
         data: which set, and how it is cut.
         root: where data sets lie.
         folder: where a relative `./mine.py:load` starts.
+        task: name of the task; None is what the data set's file declares.
 
     Raises:
         UserError: files are missing, damaged or inconsistent; unknown name or option; `val` is too large.
     """
-    raw = _checked(data.name, _read(data, Path(root), folder))
+    named = task or plugins.declared_task(data.name, folder)
+    kind = _kind(named, folder)
+    raw = _read(data, Path(root), folder)
+    if isinstance(raw, RawNumbers):
+        return _numbers(data, checked_numbers(data.name, raw, kind.kind), named, kind)
+    return _images_of(data, _checked(data.name, raw), named, kind)
+
+
+def _images_of(data: fields.Data, raw: Raw, named: str, kind: type[Task]) -> DataSet:
+    from kdbench.data.batches import Images
+
     labels = np.asarray(raw.train_labels, dtype=np.int64)
     images = _images(raw.train_images)
     if raw.val_images is None:
-        val = raw.val if data.val is None else data.val
-        train_index, val_index = cut(labels, val, data.fraction, data.split_seed)
-        held_out = _split(images[val_index], labels[val_index])
+        train_index, val_index = cut(labels, raw.val if data.val is None else data.val, data.fraction, data.split_seed)
+        held_out = (images[val_index], labels[val_index])
     else:
         if data.val is not None:
             raise UserError(
@@ -108,24 +137,77 @@ def load(data: fields.Data, root: Path, folder: Path = Path()) -> DataSet:
                 f"brings a validation split of its own (data.options.val); give one of them"
             )
         train_index, _ = cut(labels, 0, data.fraction, data.split_seed)
-        held_out = _split(raw.val_images, raw.val_labels)
-        val_index = np.arange(len(held_out.labels), dtype=np.int64)
+        held_out = (_images(raw.val_images), np.asarray(raw.val_labels, dtype=np.int64))
+        val_index = np.arange(len(held_out[1]), dtype=np.int64)
+    train, val, test = (
+        Images(*_owned(*part), mean=tuple(raw.mean), std=tuple(raw.std))
+        for part in ((images[train_index], labels[train_index]), held_out, (raw.test_images, raw.test_labels))
+    )
     return DataSet(
         name=data.name,
-        classes=raw.classes,
-        channels=images.shape[1],
-        size=images.shape[2],
-        mean=tuple(raw.mean),
-        std=tuple(raw.std),
-        train=_split(images[train_index], labels[train_index]),
-        val=held_out,
-        test=_split(raw.test_images, raw.test_labels),
-        task=Classification(raw.classes),
+        task=_task(data.name, raw.task, named, kind, outputs=raw.classes).fitted(train.labels),
+        signature=Signature.of(tuple(images.shape[1:])),
+        train=train,
+        val=val,
+        test=test,
         fingerprint=fingerprint(raw),
         split=_digest(train_index, val_index),
         notes=raw.notes,
         left_out=raw.left_out,
         class_names=tuple(raw.class_names),
+    )
+
+
+def _numbers(data: fields.Data, raw: RawNumbers, named: str, kind: type[Task]) -> DataSet:
+    from kdbench.data.batches import Numbers
+
+    values, labels = np.asarray(raw.train, dtype=np.float32), np.asarray(raw.train_labels)
+    strata = labels.astype(np.int64) if kind.kind == "categorical" else np.zeros(len(labels), dtype=np.int64)
+    train_index, val_index = cut(strata, raw.val if data.val is None else data.val, data.fraction, data.split_seed)
+    mean, std = map(torch.from_numpy, statistics(values[train_index]))
+    train, val, test = (
+        Numbers(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y)), mean, std)
+        for x, y in (
+            (values[train_index], labels[train_index]),
+            (values[val_index], labels[val_index]),
+            (raw.test, raw.test_labels),
+        )
+    )
+    own = {"outputs": raw.outputs} | ({"unit": "row"} if values.ndim == 2 else {})
+    return DataSet(
+        name=data.name,
+        task=_task(data.name, raw.task, named, kind, **own).fitted(train.labels),
+        signature=Signature.of(tuple(values.shape[1:])),
+        train=train,
+        val=val,
+        test=test,
+        fingerprint=raw.fingerprint or _digest(values, labels, np.asarray(raw.test), np.asarray(raw.test_labels)),
+        split=_digest(train_index, val_index),
+        notes=raw.notes,
+    )
+
+
+def _kind(named: str, folder: Path) -> type[Task]:
+    try:
+        return plugins.plugin_class("tasks", named, folder, Task)  # type: ignore[type-abstract]
+    except LookupError as error:
+        raise UserError(f"task: {error.args[0]}") from error
+
+
+def _task(name: str, given: Task | str | None, named: str, kind: type[Task], **own: Any) -> Task:
+    """The task that a data set's file gave, or the one that was named, with what follows from the data.
+
+    Raises:
+        UserError: both are there and differ.
+    """
+    said = given if isinstance(given, str) else type(given).__name__
+    if given is None or given == named:
+        return kind(**own)
+    if isinstance(given, kind):
+        return given
+    raise UserError(
+        f"data set '{name}' brings the task '{said}', and the suite takes it for '{named}': write `task: ...` into "
+        f'the suite, or TASK = "..." into the data set\'s file'
     )
 
 
@@ -164,16 +246,20 @@ def _digest(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _flat(values: Any) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(values).flatten().tolist()) if not isinstance(values, tuple) else values
+
+
 def _images(images: Any) -> Any:
     return images if isinstance(images, Files) else np.asarray(images)
 
 
-def _split(images: Any, labels: Any) -> Split:
+def _owned(images: Any, labels: Any) -> tuple[Any, Tensor]:
     if isinstance(images, Files):
-        return Split(images, torch.from_numpy(np.require(labels, np.int64, ["C", "W"])))
+        return images, torch.from_numpy(np.require(labels, np.int64, ["C", "W"]))
     # Arrays over a file's bytes are read-only, which torch does not know: those are copied, others are not.
     owned = (np.require(images, np.uint8, ["C", "W"]), np.require(labels, np.int64, ["C", "W"]))
-    return Split(*map(torch.from_numpy, owned))
+    return torch.from_numpy(owned[0]), torch.from_numpy(owned[1])
 
 
 def _module(stem: str) -> Any:
@@ -212,7 +298,7 @@ def _read(data: fields.Data, root: Path, folder: Path) -> Any:
 def _checked(name: str, raw: Any) -> Raw:
     """Raises UserError unless the arrays are what `Raw` promises: user's files are checked like ours."""
     if not isinstance(raw, Raw):
-        raise UserError(f"data set '{name}' must return a kdbench.Raw, not {type(raw).__name__}")
+        raise UserError(f"data set '{name}' must return a kdbench.Raw or RawNumbers, not {type(raw).__name__}")
     shape = np.shape(raw.train_images)
     for part in ("train", "test", *(() if raw.val_images is None else ("val",))):
         images, labels = _images(getattr(raw, f"{part}_images")), np.asarray(getattr(raw, f"{part}_labels"))

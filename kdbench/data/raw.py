@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdbench.data.files import Files
 from kdbench.errors import UserError
+from kdbench.tasks import Task
 
 Array = NDArray[np.generic]
 
@@ -30,7 +31,8 @@ class Raw:
     the suite does not say.
 
     `val_images` and `val_labels` are a validation split of one's own: then none is cut from the training set.
-    `class_names` are in the order of the labels, where they are known.
+    `class_names` are in the order of the labels, where they are known. `task` is a task or its name; None is whatever
+    the suite or the file's `TASK` says.
 
     A set too large for memory has `kdbench.data.files.Files` as images, and then a fingerprint of its own. `notes` are
     warnings for the user; `left_out` counts images that could not be decoded.
@@ -50,6 +52,7 @@ class Raw:
     val_images: Array | Files | None = None
     val_labels: Array | None = None
     class_names: tuple[str, ...] = ()
+    task: Task | str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import data, plugins
+from kdbench.batch import call
 from kdbench.data import DataSet, default_root
 from kdbench.data.batches import fetch
 from kdbench.errors import UserError, did_you_mean, printable
@@ -103,7 +104,10 @@ class _Rehearsal(Engine):
     """Roles without trained weights have nothing to say about the training set: nobody asks them at length."""
 
     def _over_training(self, role: str) -> Tensor:
-        return torch.ones(self.examples, self.training.data.classes, device=self.device)
+        data = self.training.data
+        with torch.no_grad():
+            answer = call(self.models[role].eval(), data.signature.zeros(2, device=self.device))
+        return torch.ones(self.examples, *answer.shape[1:], device=self.device)
 
 
 def initial(spec: Model, loaded: DataSet, folder: Path, device: torch.device) -> nn.Module:
@@ -193,7 +197,7 @@ def architecture(
     """
     declared = load(Path(suite))
     pair, label = cell_of(declared, name)
-    loaded = data.load(declared.file.data, data_root or default_root(), declared.folder)
+    loaded = data.load(declared.file.data, data_root or default_root(), declared.folder, declared.task_name)
     winners = None if tuned is None else Path(tuned)
     job = job_of(declared, pair, label, seed, fingerprint=loaded.fingerprint, tuned=winners)
     cpu = torch.device("cpu")
@@ -204,7 +208,9 @@ def architecture(
 
 def pixels(bench: Workbench, most: int) -> Tensor:
     """The first validation images as stored: uint8 (B, channels, H, W), on the bench's device."""
-    images = bench.data.val.images
+    images = getattr(bench.data.val, "images", None)
+    if images is None:
+        raise UserError(f"{bench.data.name} holds no images: .pt2 and .onnx take pixels; use .safetensors")
     index_B = torch.arange(min(most, len(bench.data.val.labels)))
     if isinstance(images, Tensor):
         return images[: len(index_B)]
@@ -215,7 +221,7 @@ def pixels(bench: Workbench, most: int) -> Tensor:
 def normalised(bench: Workbench, most: int) -> Tensor:
     """The same images as networks take them, float32."""
     index_B = torch.arange(min(most, len(bench.data.val.labels)), device=bench.device)
-    return fetch(bench.data.val, bench.data, index_B).contiguous()
+    return fetch(bench.data.val, index_B).contiguous()
 
 
 def logits(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

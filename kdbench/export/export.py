@@ -28,14 +28,14 @@ from kdbench.run.store import Store
 from kdbench.suite.fields import Model
 from kdbench.suite.job import LOCAL, Job
 from kdbench.suite.load import Suite, load
-from kdbench.tasks import classification
 from kdbench.train import evaluate
 from kdbench.train.provenance import versions
 from kdbench.train.workbench import Workbench, on_device
 
 IMAGES = 64  # compared after the round trip
 TOLERANCE = 1e-4  # of the largest logit, or of 1
-TOP1_TOLERANCE = 1.0  # percentage points on validation: bf16 and other devices answer a little differently
+POINTS = 1.0  # percentage points on validation: bf16 and other devices answer a little differently
+SHARE = 0.01  # of a headline that is no percentage
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def export(request: Request, device: torch.device, warn: Callable[[str], None] =
     formats.check(request.to.suffix)
     suite = load(request.suite)
     pair, label = deployed.cell_of(suite, request.name)
-    loaded = data.load(suite.file.data, request.data_root or default_root(), suite.folder)
+    loaded = data.load(suite.file.data, request.data_root or default_root(), suite.folder, suite.task_name)
     bench = Workbench(on_device(loaded, device), device, request.runs)
     found, card = (_teacher if deployed.is_teacher(suite, pair, label) else _student)(
         request, suite, pair, label, bench, warn
@@ -244,7 +244,7 @@ def _data(job: Job, loaded: DataSet) -> dict[str, Any]:
 
 
 def _preprocessing(loaded: DataSet) -> Preprocessing:
-    images = loaded.val.images
+    images = getattr(loaded.val, "images", None)
     geometry = images.pool.reader.geometry if isinstance(images, Files) else None
     return Preprocessing(
         size=loaded.size,
@@ -260,14 +260,19 @@ def _preprocessing(loaded: DataSet) -> Preprocessing:
 
 # is it what it says? -------------------------------------------------------------------------------------------------
 def _confirm(found: Deployed, card: Card, bench: Workbench, request: Request) -> None:
-    """Raises UserError unless the weights reach the recorded accuracy on validation."""
-    logits_NC = evaluate.split_logits(found.model, bench.data.val, bench.data)
-    top1, recorded = classification.scores(logits_NC, bench.data.val.labels)["top1"], card.scores["val/top1"]
-    if abs(top1 - recorded) > TOP1_TOLERANCE or not logits_NC.isfinite().all():
-        reach = f"reach {top1:.2f}% on validation" if logits_NC.isfinite().all() else "give logits that are not finite"
+    """Raises UserError unless the weights reach the recorded headline on validation."""
+    metric, task = bench.data.task.headline, bench.data.task
+    answers = evaluate.split_answers(found.model, bench.data.val)
+    reached = evaluate.scores([answers], bench.data.val, task)[metric.name]
+    recorded = card.scores[f"val/{metric.name}"]
+    allowed = POINTS if metric.unit == "%" else SHARE * abs(recorded)
+    if abs(reached - recorded) > allowed or not answers.isfinite().all():
+        words = "logits" if task.kind == "categorical" else "numbers"
+        finite = bool(answers.isfinite().all())
+        reach = f"reach {metric.shown(reached)} on validation" if finite else f"give {words} that are not finite"
         raise UserError(
             f"{request.name}: its weights ({card.key} below {request.runs}) {reach}, but the record says "
-            f"{recorded:.2f}%: they are not the weights of this result; nothing was written"
+            f"{metric.shown(recorded)}: they are not the weights of this result; nothing was written"
         )
 
 
@@ -286,7 +291,7 @@ def _round_trip(draft: Path, found: Deployed, card: Card, bench: Workbench) -> t
     else:
         pixels = deployed.pixels(bench, IMAGES)
         model = formats.FromPixels(found.model, loaded.mean, loaded.std).to(bench.device).eval()
-        program = formats.graph(model, loaded.shape)
+        program = formats.graph(model, (loaded.channels, loaded.size, loaded.size))
         (formats.write_program if draft.suffix == ".pt2" else formats.write_onnx)(draft, program, card.metadata())
         run = (formats.read_program if draft.suffix == ".pt2" else formats.read_onnx)(draft)
         expected_BC = deployed.logits(formats.on_cpu(model), pixels.cpu())

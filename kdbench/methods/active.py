@@ -39,7 +39,7 @@ class Active(Wrapper):
     floor: float = knob(0.1, "added to every weight", low=0.001, high=1.0, log=True)
 
     def needs(self) -> Needs:
-        return dataclasses.replace(self.over.needs(), probe=True)
+        return dataclasses.replace(self.over.needs(), probe=True, categorical=True)
 
     def sample(self, probe: Probe) -> Tensor | None:
         return uncertainty(probe.rows_NC, self.gamma, self.floor)

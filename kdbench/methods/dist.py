@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import mean_of, supervised, wide
-from kdbench.method import Method, Refusal, knob
+from kdbench.method import Method, Needs, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,9 @@ class DIST(Method):
     gamma: float = knob(1.0, "weight of the correlation over examples", low=0.0, high=4.0)
     temperature: float = knob(4.0, "tau, softens both distributions", low=1.0, high=20.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         if learner.classes < 2:

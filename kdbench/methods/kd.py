@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import mean_of, soft_kl, supervised
-from kdbench.method import Method, knob
+from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +29,9 @@ class KD(Method):
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)
     ce_weight: float = knob(0.1, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
     kd_weight: float = knob(0.9, "weight of the distillation term", low=0.0, high=20.0)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         kd = mean_of(soft_kl(learner.rows, t.rows, self.temperature) for t in teachers.values())

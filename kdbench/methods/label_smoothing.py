@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import cross_entropy
-from kdbench.method import Method, Plan, Stage, knob
+from kdbench.method import Method, Needs, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +26,9 @@ class LabelSmoothing(Method):
     """Label smoothing: the student without a teacher, on softened labels (control; Szegedy et al. 2016)."""
 
     epsilon: float = knob(0.1, "share of the label spread evenly over all classes", low=0.0, high=0.5)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({"student": ()}),))

@@ -56,7 +56,7 @@ class Mixup(Wrapper):
         needs = self.over.needs()
         if needs.hard_labels:
             raise Refusal(f"mixup mixes labels, but {type(self.over).__name__} needs hard labels")
-        return needs
+        return dataclasses.replace(needs, mixable=True)
 
     def batch(self, batch: Batch) -> Batch:
         batch = self.over.batch(batch)

@@ -84,7 +84,7 @@ class Progressive(Wrapper):
 
     # declare ---------------------------------------------------------------------------------------------------------
     def needs(self) -> Needs:
-        return Needs(probe=True) if self.arm == "bdistil" else self.over.needs()
+        return Needs(probe=True, categorical=True) if self.arm == "bdistil" else self.over.needs()
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         teacher = () if self.alpha == 1 and self.arm != "bdistil" else ("teacher",)

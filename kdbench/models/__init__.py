@@ -4,6 +4,10 @@ Each file here that declares `NAMES` builds some models: `build(name, *, classes
 may also name a function of its own, `./net.py:build`, or an installed package's by the entry point `kdbench.models`;
 both are called as `build(classes=, channels=, size=, **options)`.
 
+That is the form for square images. A function that takes other inputs as well asks for any of `outputs` (columns of
+the answer's rows: classes, or numbers), `features` (how many numbers an example has) and `shape` (of an example),
+without defaults, and is called with those instead.
+
 Whatever the origin, the model leaves here with two plain attributes: `kd_taps`, tap name -> `kdbench.models.taps.Tap`,
 in the order of the forward pass (`block1`, ..., `blockN`, `pooled`), and `kd_classifier`, the path of the final
 classifier.
@@ -26,10 +30,13 @@ from kdbench.plugins import own_names, timm_names
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdbench.data.signature import Signature
+
 __all__ = ["build", "own_names"]
 
 MOST_TENSORS = 20_000  # of parameters; networks of today have hundreds
 GIVEN = ("classes", "channels", "size")  # follow from the data set; options may not set them
+OTHERS = ("outputs", "features", "shape")  # too, where a function asks for them
 
 
 @contextlib.contextmanager
@@ -62,13 +69,16 @@ def build(
     options: Mapping[str, Any],
     *,
     classes: int,
-    channels: int,
-    size: int,
+    channels: int | None = None,
+    size: int | None = None,
+    signature: Signature | None = None,
     input_size: int | None = None,
     pretrained: bool = False,
     folder: Path = Path(),
 ) -> nn.Module:
-    """A model for images (B, channels, size, size) that answers logits (B, classes), in training mode.
+    """A model that answers logits (B, classes), or as many numbers, in training mode.
+
+    Its inputs are images (B, channels, size, size), or what `signature` says.
 
     Initial weights come from torch's global generator; under `torch.device("meta")` no weights are made.
 
@@ -81,15 +91,25 @@ def build(
         folder: where a relative `./net.py` starts.
 
     Raises:
-        UserError: unknown name or option, a value that the model does not take, weights that cannot be had.
+        UserError: unknown name or option, a value that the model does not take, weights that are unavailable; a model
+            of images for other inputs.
     """
-    if input_size is not None and input_size != size:
+    from kdbench.data.signature import Signature
+
+    signature = signature or Signature.of((channels or 1, size or 1, size or 1))
+    square = len(signature.shape) == 3 and signature.shape[1] == signature.shape[2]
+    if input_size is not None and (not square or input_size != signature.shape[1]):
         from kdbench.models.equip import resizing
 
-        shape = {"classes": classes, "channels": channels, "size": input_size}
-        return resizing(build(name, options, **shape, pretrained=pretrained, folder=folder), input_size)
+        if not square:
+            raise UserError(f"model '{name}': input_size resizes square images, and these examples are {signature}")
+        smaller = Signature.of((signature.shape[0], input_size, input_size))
+        made = build(name, options, classes=classes, signature=smaller, pretrained=pretrained, folder=folder)
+        return resizing(made, input_size)
     declared, others = plugins.declared("models"), plugins.installed_names("models")
-    given = {"classes": classes, "channels": channels, "size": size}
+    given: dict[str, Any] = {"outputs": classes, "features": signature.features, "shape": signature.shape}
+    if square:
+        given |= {"classes": classes, "channels": signature.shape[0], "size": signature.shape[1]}
     if not plugins.is_file(name) and name not in declared and name not in others:
         if name.partition(".")[0] not in timm_names():
             hint = did_you_mean(name, (*own_names(), *timm_names()))
@@ -99,7 +119,9 @@ def build(
             )
         from kdbench.models.timm_models import build as build_timm
 
-        return build_timm(name, options, pretrained=pretrained, **given)
+        if not square:
+            raise _of_images(name, given)
+        return build_timm(name, options, pretrained=pretrained, **{word: given[word] for word in GIVEN})
     if pretrained:
         raise UserError(f"model '{name}': pretrained weights exist for timm's models only; give `weights: FILE`")
     if plugins.is_file(name):
@@ -111,22 +133,30 @@ def build(
         made = _called(module.build, (name,), given, options, name)
     from kdbench.models.equip import equip, whole
 
-    return equip(whole(made, name, (channels, size, size)), name, classes=classes)
+    return equip(whole(made, name, signature), name, classes=classes)
 
 
 def _called(
     function: Callable[..., Any],
     positional: tuple[Any, ...],
-    given: Mapping[str, int],
+    words: Mapping[str, Any],
     options: Mapping[str, Any],
     name: str,
 ) -> Any:
-    """`function(*positional, **given, **options)`, where a mismatch or a refused value becomes a sentence."""
-    if taken := sorted(set(options) & set(GIVEN)):
-        raise UserError(f"model '{name}': option '{taken[0]}' follows from the data set; remove it")
+    """`function(*positional, **given, **options)`, where a mismatch or a refused value becomes a sentence.
+
+    `given` are the `words` that the function asks for, or else those of square images.
+    """
     signature = inspect.signature(function)
+    asked = [word for word in OTHERS if word in signature.parameters and signature.parameters[word].default is _NONE]
+    following = {*asked, *(word for word in GIVEN if not asked or word in signature.parameters)}
+    if taken := sorted(set(options) & following):
+        raise UserError(f"model '{name}': option '{taken[0]}' follows from the data set; remove it")
+    if following - set(words):
+        raise _of_images(name, words)
+    given = {word: words[word] for word in words if word in following}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    allowed = [p for p in list(signature.parameters)[len(positional) :] if p not in GIVEN]
+    allowed = [p for p in list(signature.parameters)[len(positional) :] if p not in following]
     for option in () if open_ended else options:
         if option not in allowed:
             known = f"its options are {', '.join(allowed)}" if allowed else "it has no options"
@@ -141,6 +171,17 @@ def _called(
         return function(*positional, **given, **options)
     except Exception as error:
         raise UserError(f"model '{name}' cannot be built: {reason(error)}") from error
+
+
+_NONE = inspect.Parameter.empty
+
+
+def _of_images(name: str, words: Mapping[str, Any]) -> UserError:
+    examples = "x".join(map(str, words["shape"])) or "several inputs"
+    return UserError(
+        f"model '{name}' takes square images, and the examples of this data set are {examples}: use mlp, or fcn for "
+        "maps, or a model of your own (./net.py:build) that asks for `shape` or `features`"
+    )
 
 
 def reason(error: BaseException) -> str:

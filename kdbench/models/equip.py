@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.batch import call
+from kdbench.data.signature import Signature
 from kdbench.errors import UserError
 from kdbench.models.taps import Tap
 
@@ -28,11 +30,11 @@ _STEMS = (
 )
 
 
-def whole(model: Any, name: str, shape: tuple[int, int, int]) -> nn.Module:
-    """The model with all its parameters in being: lazy ones are made by a first pass over two black images.
+def whole(model: Any, name: str, signature: Signature) -> nn.Module:
+    """The model with all its parameters in being: lazy ones are made by a first pass over two empty examples.
 
     Args:
-        shape: (channels, H, W) of one image.
+        signature: of its inputs.
 
     Raises:
         UserError: it is no `nn.Module`, its lazy parameters cannot be made, or it keeps a state that is no tensor.
@@ -43,12 +45,11 @@ def whole(model: Any, name: str, shape: tuple[int, int, int]) -> nn.Module:
         modes = {module: module.training for module in model.modules()}
         try:
             with torch.no_grad():
-                model.eval()(torch.zeros(2, *shape))
+                call(model.eval(), signature.zeros(2))
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"model '{name}' has lazy layers, and its first pass over {'x'.join(map(str, shape))} images failed: "
-                f"{said}"
+                f"model '{name}' has lazy layers, and its first pass over {signature} inputs failed: {said}"
             ) from error
         for module, mode in modes.items():
             module.training = mode

@@ -33,8 +33,7 @@ def network(spec: Model, data: DataSet, folder: Path, *, pretrained: bool = Fals
         spec.model,
         spec.options,
         classes=data.classes,
-        channels=data.channels,
-        size=data.size,
+        signature=data.signature,
         input_size=spec.input_size,
         pretrained=pretrained,
         folder=folder,
@@ -54,10 +53,10 @@ class Sizes:
     counted: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, spec: Model) -> tuple[int, int]:
-        """(parameters, MACs of one image), 0 where they are unknown. Raises UserError where it cannot be built."""
+        """(parameters, MACs of one example), 0 where they are unknown. Raises UserError where it cannot be built."""
         if spec.answers is not None:
             return 0, 0
         key = json.dumps([spec.model, spec.options, spec.input_size, spec.layers], sort_keys=True, default=str)
         if key not in self.counted:
-            self.counted[key] = size.count(network(spec, self.data, self.folder), self.data.shape)
+            self.counted[key] = size.count(network(spec, self.data, self.folder), self.data.signature)
         return self.counted[key]

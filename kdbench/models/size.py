@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdbench.batch import call
+from kdbench.data.signature import Signature, signature_of
 from kdbench.errors import UserError
 
 _FORMULAS: dict[Any, Callable[..., int]] = {}
@@ -33,35 +35,41 @@ def register(operator: Any, macs: Callable[..., int]) -> None:
     _FORMULAS[operator] = lambda *args, **kwargs: 2 * macs(*args, **kwargs)  # torch counts FLOPs, two a product
 
 
-def count(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """(parameters, MACs of one image) of a model for images of shape `input_shape` = (channels, H, W).
+def count(model: nn.Module, inputs: Signature | tuple[int, ...]) -> tuple[int, int]:
+    """(parameters, MACs of one example) of a model; `inputs` may be the shape of one tensor, (channels, H, W) or (F,).
 
     Counted on a copy on the meta device: nothing is computed and the model is left alone. A model whose forward pass
     looks at values is counted on a copy with zero weights on the CPU instead.
 
     Raises:
-        UserError: the model does not take such an image.
+        UserError: the model does not take such an example.
     """
     model = getattr(model, "_orig_mod", model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
-        return parameters, _macs(_copy(model, "meta"), input_shape)
+        return parameters, _macs(_copy(model, "meta"), inputs)
     except Exception:
         try:
-            return parameters, _macs(_copy(model, "cpu"), input_shape)
+            return parameters, _macs(_copy(model, "cpu"), inputs)
         except Exception as error:
-            shape = "x".join(map(str, input_shape))
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             hint = " (check its img_size and patch_size)" if hasattr(model, "patch_embed") else ""
-            raise UserError(f"{type(model).__name__} cannot run on a {shape} image{hint}: {said}") from error
+            raise UserError(f"{type(model).__name__} cannot run on a {_described(inputs)}{hint}: {said}") from error
 
 
-def _macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+def _described(inputs: Signature | tuple[int, ...]) -> str:
+    signature = signature_of(inputs)
+    if len(signature.shape) == 3:
+        return f"{signature} image"
+    return f"row of {signature} numbers" if len(signature.shape) == 1 else f"example ({signature})"
+
+
+def _macs(model: nn.Module, inputs: Signature | tuple[int, ...]) -> int:
     model.eval()
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    image = torch.zeros((1, *input_shape), dtype=like.dtype, device=like.device)
+    example = signature_of(inputs).zeros(1, dtype=like.dtype, device=like.device)
     with _visible(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-        model(image)
+        call(model, example)
     return counter.get_total_flops() // 2
 
 

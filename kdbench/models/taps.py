@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdbench.batch import Out, Profile
+from kdbench.batch import Out, Profile, call
+from kdbench.data.signature import Signature, signature_of
 from kdbench.errors import did_you_mean
 from kdbench.method import Refusal
+from kdbench.tasks import Task
 
 
 class Tap(NamedTuple):
@@ -114,7 +116,7 @@ class Tapped:
     def _listen(self, x: Any) -> tuple[Any, dict[str, Any]]:
         heard: dict[str, Any] = {}
         self._heard = heard
-        answer = self.model(x)
+        answer = call(self.model, x)
         self._heard = None
         return answer, heard
 
@@ -161,16 +163,18 @@ def profile(
     *,
     classes: int,
     examples: int,
-    input_shape: tuple[int, ...],
+    input_shape: Signature | tuple[int, ...],
+    task: Task | None = None,
 ) -> Profile:
-    """The shapes of a model's taps, without the batch dimension, from one forward of two black images.
+    """The shapes of a model's taps, without the batch dimension, from one forward of two empty examples.
 
     Runs without gradient in eval mode and leaves no trace: random generators, BatchNorm statistics and each module's
-    mode are as before. `input_shape` is (channels, H, W).
+    mode are as before. `input_shape` may be the shape of a single input, (channels, H, W) or (F,).
 
     Raises:
         Refusal: the model has no such tap, or does not answer one row of `classes` logits for each image.
     """
+    signature = signature_of(input_shape)
     modes = {module: module.training for module in model.modules()}
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     devices = [first.device] if first.device.type == "cuda" else []
@@ -178,15 +182,20 @@ def profile(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             model.eval()
-            out = tapped(torch.zeros((2, *input_shape), dtype=first.dtype, device=first.device))
+            out = tapped(signature.zeros(2, dtype=first.dtype, device=first.device))
     finally:
         tapped.close()
         for module, mode in modes.items():
             module.training = mode
-    if out.rows.shape != (2, classes):
+    rows = out.rows if task is None or len(out.rows) != 2 else task.rows(out.rows)
+    if len(out.rows) != 2 or rows.ndim != 2 or rows.shape[1] != classes:
+        unit = "image" if task is None else task.unit
         raise Refusal(
-            f"the {role} ({type(model).__name__}) answers {tuple(out.rows.shape)} for two images, instead of "
+            f"the {role} ({type(model).__name__}) answers {tuple(out.rows.shape)} for two {unit}s, instead of "
             f"(2, {classes}): one row of {classes} logits for each"
+            if task is None or task.kind == "categorical"
+            else f"the {role} ({type(model).__name__}) answers {tuple(out.rows.shape)} for two {unit}s: its rows need "
+            f"{classes} numbers each"
         )
     shapes = {name: tuple(value.shape[1:]) for name, value in out.taps.items()}
-    return Profile(role, model, classes, shapes, examples, tuple(input_shape))
+    return Profile(role, model, classes, shapes, examples, signature.shape)

@@ -46,8 +46,7 @@ def described(progress: Progress) -> str:
     """`stage 2/7 epoch 3/10, 812 images/s, train/loss 1.234, val/top1 56.78`"""
     stage = f"stage {progress.stage + 1}/{progress.stages} " if progress.stages > 1 else ""
     metrics = "".join(f", {name} {value:.4g}" for name, value in progress.metrics.items())
-    at = f"{progress.unit} {progress.epoch + 1}/{progress.epochs}"
-    return f"{stage}{at}, {progress.images_per_second:.0f} images/s{metrics}"
+    return f"{stage}{progress.clock} {progress.epoch + 1}/{progress.epochs}, {progress.speed}{metrics}"
 
 
 def last_line(path: Path) -> str:

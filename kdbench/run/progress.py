@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from kdbench.errors import printable
+from kdbench.tasks import Metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,8 +42,9 @@ def verdict(result: Result) -> str:
     """One phrase on a finished job."""
     if result.status != "ok" or result.cost is None:
         return f"{result.status}: {result.reason}"
-    top1 = result.scores.get("test/top1")
-    said = "finished without a test accuracy" if top1 is None else f"test {top1:.2f}%"
+    metric = Metric(**result.main)
+    reached = result.scores.get(f"test/{metric.name}")
+    said = "no test score" if reached is None else f"test {metric.shown(reached)}"
     return f"{said} in {result.cost.train_seconds:.0f} s"
 
 
@@ -71,8 +73,7 @@ class Lines:
             stage = f"stage {progress.stage + 1}/{progress.stages} " if progress.stages > 1 else ""
             self._line(
                 f"[{self.finished_jobs}/{self.total}] {what}: "
-                f"{stage}{progress.unit} {progress.epoch + 1}/{progress.epochs}, "
-                f"{progress.images_per_second:.0f} images/s{_headline(progress)}"
+                f"{stage}{progress.clock} {progress.epoch + 1}/{progress.epochs}, {progress.speed}{progress.reached}"
             )
 
     def finished(self, job: Job, result: Result) -> None:
@@ -122,7 +123,7 @@ class Bars:
             description=printable(what + stage),
             total=progress.epochs,
             completed=progress.epoch + 1,
-            note=f"{progress.images_per_second:.0f} images/s{_headline(progress)}",
+            note=f"{progress.speed}{progress.reached}",
         )
         if what.startswith("teacher ") and progress.epoch + 1 == progress.epochs:
             self._remove(what)  # of a job it is known when it has finished
@@ -145,11 +146,6 @@ class Bars:
 
     def warn(self, sentence: str) -> None:
         self.bars.console.print(printable(f"warning: {sentence}"), markup=False, highlight=False, soft_wrap=True)
-
-
-def _headline(progress: Progress) -> str:
-    top1 = [value for name, value in progress.metrics.items() if name.startswith("val/") and name.endswith("top1")]
-    return f", val {top1[0]:.2f}%" if top1 else ""
 
 
 def _duration(seconds: float) -> str:

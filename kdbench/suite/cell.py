@@ -13,8 +13,8 @@ from kdbench.suite.fields import Tune
 from kdbench.suite.job import digest, variant
 from kdbench.suite.load import Suite
 from kdbench.suite.search import Space, space_of
+from kdbench.tasks import Task
 
-RISING = ("val/top1", "val/top5", "images_per_second")  # more is better; of every other metric, less
 MOST_SLOTS = 10_000
 
 
@@ -30,6 +30,7 @@ class Cell:
     sampler: str
     hash: str  # of all that a trial's value depends on, but for the data's fingerprint and the trial itself
     epochs: int  # of a trial
+    rising: tuple[bool, ...]  # of the objectives: whether more is better
     enumerated: Sequence[Mapping[str, Any]] | None  # all configurations, where they are few or a grid is asked for
 
     @property
@@ -42,15 +43,27 @@ class Cell:
 
     @property
     def directions(self) -> tuple[Literal["minimize", "maximize"], ...]:
-        return tuple("maximize" if rises(name) else "minimize" for name in self.objectives)
+        return tuple("maximize" if rising else "minimize" for rising in self.rising)
 
     def trials(self, target: int) -> int:
         """The budget in trials: there are never more than configurations."""
         return target if self.enumerated is None else min(target, len(self.enumerated))
 
 
-def rises(metric: str) -> bool:
-    return metric in RISING
+def rises(task: type[Task], name: str) -> bool:
+    """Whether more of `val/<metric>` or of a cost is better; of every other cost than speed, less is."""
+    metric = task.metric(name.removeprefix("val/")) if name.startswith("val/") else None
+    return metric.better == "up" if metric else name == "images_per_second"
+
+
+def objectives_of(suite: Suite) -> tuple[str, ...]:
+    """What is optimised: several scores or costs, or the one `metric`, by default the task's headline.
+
+    Raises:
+        UserError: the suite has no `tune` block.
+    """
+    tune = tune_of(suite)
+    return tune.objectives or (tune.metric or f"val/{suite.task.headline.name}",)
 
 
 def tune_of(suite: Suite) -> Tune:
@@ -66,7 +79,7 @@ def cell_of(suite: Suite, pair: str, label: str) -> Cell:
     space = space_of(suite, pair, label)
     job = variant(suite, pair, label, {})
     content = {name: value for name, value in job.content.items() if name != "seed"}
-    objectives = tune.objectives or (tune.metric,)
+    objectives = objectives_of(suite)
     enumerated = space.configurations(derive(0, suite.file.name, pair, label), MOST_SLOTS)
     few = enumerated is not None and (tune.sampler == "grid" or len(enumerated) <= tune.trials)
     said = {
@@ -88,6 +101,7 @@ def cell_of(suite: Suite, pair: str, label: str) -> Cell:
         sampler="grid" if few else tune.sampler,
         hash=digest(said),
         epochs=tune.epochs or job.recipe.length,
+        rising=tuple(rises(suite.task, name) for name in objectives),
         enumerated=enumerated if few else None,
     )
 

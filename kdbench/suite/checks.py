@@ -433,7 +433,7 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
 
 def _without_effect(item: RoleNode, problems: Problems) -> None:
     """Fields that say where a frozen role's weights come from, on a role that the methods train themselves."""
-    for name in ("min_top1", "weights", "answers", "pretrained", "train", "seed"):
+    for name in ("gate", "min_top1", "weights", "answers", "pretrained", "train", "seed"):
         node = item.field(name)
         idle = node is None or node.value is None or (name, node.value) in (("train", True), ("pretrained", False))
         if node is not None and not idle:

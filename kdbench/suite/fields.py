@@ -42,11 +42,11 @@ def _ascending(values: tuple[float, float]) -> tuple[float, float]:
 
 
 class Data(Spec):
-    """Which images, and how the training set is cut."""
+    """Which examples, and how the training set is cut."""
 
     name: Str
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, folder (a tree of image files), or a Python file's
-    function (`./mine.py:load`)."""
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, folder (a tree of image files), diabetes,
+    digits_lower_half, or a Python file's function (`./mine.py:load`)."""
     fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Share of the training split to use, stratified by class (few-shot subsets)."""
     val: Annotated[Int, Field(ge=1)] | None = None
@@ -311,8 +311,11 @@ class Model(Spec):
     """Start from the trained weights of this role of the pair, which must teach without learning; its network too."""
     layers: Annotated[tuple[Annotated[Int, Field(ge=0)], ...] | None, Since(2)] = None
     """Of the role that it starts from, keep these blocks, counted from 0: `{from: teacher, layers: [0, 2, 4]}`."""
+    gate: Annotated[Float | dict[Str, Float] | None, Outside("stops a job, changes none")] = None
+    """What a frozen role must reach on validation, or the pair is stopped with a sentence: a number for the task's
+    headline (top-1 in percent), or by metric, `{top1: 90, nll: 0.5}`. Errors must not be above it."""
     min_top1: Annotated[Annotated[Float, Field(ge=0, le=100)] | None, Outside("stops a job, changes none")] = None
-    """Gate in percent of validation accuracy: below it the pair is stopped with a sentence."""
+    """The old name of `gate: {top1: ...}`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -325,13 +328,27 @@ class Model(Spec):
         other = self.weights is not None or self.pretrained or self.init is not None or self.train is not True
         if self.answers is not None and (self.model != "answers" or self.options or other or self.input_size):
             raise ValueError("a file of `answers` is no network: remove everything else of this role")
-        if self.answers is not None and self.min_top1 is not None:
-            raise ValueError("`answers` are of training examples alone: there is no validation for `min_top1`")
+        for name in ("gate", "min_top1"):
+            if self.answers is not None and getattr(self, name) is not None:
+                raise ValueError(f"`answers` are of training examples alone: there is no validation for `{name}`")
         if self.layers is not None and self.init is None:
             raise ValueError("`layers` are those of the role that it starts from: give `from`")
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             raise ValueError("layers must increase, for example [0, 2, 4]")
+        if self.gate is not None and self.min_top1 is not None:
+            raise ValueError("`min_top1` is the old name of `gate`: remove it")
         return self
+
+    @property
+    def gate_field(self) -> str:
+        """The name that the suite gives its gate."""
+        return "gate" if self.min_top1 is None else "min_top1"
+
+    def gates(self, headline: str) -> dict[str, float]:
+        """Metric -> what it must reach on validation; a bare number is of the task's headline."""
+        if self.min_top1 is not None:
+            return {"top1": self.min_top1}
+        return {} if self.gate is None else dict(self.gate) if isinstance(self.gate, dict) else {headline: self.gate}
 
 
 Role = Annotated[Model, BeforeValidator(_named, json_schema_input_type=Str | Model)]
@@ -446,7 +463,8 @@ class Tune(Spec):
     """Per (pair, method), the published defaults included as the first."""
     sampler: Literal["tpe", "gp", "random", "grid", "cmaes"] = "tpe"
     pruner: Literal["hyperband", "median", "none"] = "none"
-    metric: Str = "val/top1"
+    metric: Str | None = None
+    """Default: the task's headline on validation, such as `val/top1`."""
     seeds: tuple[Annotated[Int, Field(ge=0)], ...] = (1000,)
     """Disjoint from the suite's seeds."""
     epochs: Annotated[Int, Field(ge=1)] | None = None
@@ -470,6 +488,9 @@ class SuiteFile(Spec):
     extends: Str | None = None
     """Another suite file (relative to this one) to start from: maps merge, lists replace."""
     description: Str = ""
+    task: Str | None = None
+    """classification, regression, a task of an installed package, or of a Python file (`./mine.py`). Default: what the
+    data set's file declares."""
     data: Data
     recipe: Recipe
     pairs: Annotated[dict[Name, Pair], Field(min_length=1)]

@@ -14,11 +14,12 @@ from typing import Any
 
 from kdbench.births import born, content
 from kdbench.method import Method, Plan, Wrapper, knobs
-from kdbench.plugins import class_sha, name_of, source_sha
-from kdbench.result import Result, Status
+from kdbench.plugins import TASK, class_sha, name_of, source_sha
+from kdbench.result import TOP1, Result, Status
 from kdbench.suite.fields import Data, Model, Recipe, RecipeOverride, patched
 from kdbench.suite.load import Suite
 from kdbench.suite.overrides import with_fields, with_knobs, with_student
+from kdbench.tasks import Task
 
 PROTOCOL = 1  # raise it when the engine's meaning changes: old results then count as stale
 LOCAL = (
@@ -47,6 +48,8 @@ class Job:
     comparable: bool = True
     track: str = "default"
     trials: int = 0  # of tuning that led to the knobs
+    task: str = TASK
+    headline: Mapping[str, Any] | None = None  # for the record; None: top-1
 
     @property
     def key(self) -> str:
@@ -69,6 +72,7 @@ class Job:
             comparable=self.comparable,
             job=dict(self.content),
             track=self.track,
+            headline=dict(self.headline) if self.headline else None,
             **rest,
         )
 
@@ -151,7 +155,7 @@ def _cell(
     declared = {**pair.roles, "student": with_student(pair.student, given)}
     used = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
     roles = used | {model.init: declared[model.init] for model in used.values() if model.init is not None}
-    data = data_content(suite.file.data, suite.folder, fingerprint)
+    data = data_content(suite.file.data, suite.folder, fingerprint) | task_content(suite)
     frozen = {
         role: freeze(model, full, data, suite.folder, epochs)
         for role, model in roles.items()
@@ -188,6 +192,8 @@ def _cell(
         folder=suite.folder,
         content=said,
         comparable=epochs is None or all(own.epochs == epochs for own in trained),
+        task=suite.task_name,
+        headline=headline_of(suite),
     )
 
 
@@ -246,6 +252,20 @@ def data_content(data: Data, folder: Path, fingerprint: str | None) -> dict[str,
     options = {name: value for name, value in said["options"].items() if name not in LOCAL}
     sha = source_sha("data", data.name, folder)
     return {**said, "options": options, "fingerprint": fingerprint} | _source(sha)
+
+
+def task_content(suite: Suite) -> dict[str, Any]:
+    """Nothing where the task is what it always was, classification; else its name, and source where it is not ours."""
+    if suite.task_name == TASK:
+        return {}
+    return {"task": {"name": name_of(suite.task, Task), **_source(class_sha(suite.task))}}
+
+
+def headline_of(suite: Suite) -> dict[str, Any] | None:
+    """The score that ranks, as a record says it; None: top-1 in percent."""
+    metric = suite.task.headline
+    said = {"name": metric.name, "unit": metric.unit, "better": metric.better, "digits": metric.digits}
+    return None if said == TOP1 else said
 
 
 def method_content(method: Method) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from kdbench import plugins
 from kdbench.errors import UserError, near
 from kdbench.files import is_file
 from kdbench.method import Method, chain
-from kdbench.suite import checks, fields, search_checks
+from kdbench.suite import checks, fields, search_checks, tasks
 from kdbench.suite.configure import configure
 from kdbench.suite.schema import schema, schema_text
 from kdbench.suite.sentences import report
 from kdbench.suite.yaml import Node, Path_, Problems, read
+from kdbench.tasks import Task
 
 __all__ = ["Suite", "load", "schema", "schema_text"]
 
@@ -35,6 +36,8 @@ class Suite:
     path: Path
     methods: dict[str, Method]
     method_names: dict[str, str]  # label -> registered name
+    task: type[Task]
+    task_name: str
     cells: tuple[tuple[str, str], ...]  # (pair, label), after triples and exclude, in the file's order
     notes: tuple[str, ...] = ()  # sentences worth a warning
     _root: Node | None = field(default=None, repr=False, compare=False)
@@ -67,20 +70,24 @@ def load(path: Path) -> Suite:
     checks.file_names(root, problems)
     checks.references(root, path.parent, problems)
     checks.numbers(root, problems)
+    task_name, task = tasks.chosen(root, path.parent, problems)
+    tasks.check(root, methods, cells, task, task_name, problems)
     checks.recipes(root, problems)
     checks.seeds(root, problems)
     checks.plans(root, methods, cells, problems)
     checks.controls(root, methods, problems)
-    search_checks.check(root, methods, problems)
+    search_checks.check(root, methods, task, problems)
     problems.stop_if_any()
     assert file is not None
-    return Suite(file, path, methods, names, cells, _hidden(file, methods), root)
+    assert task is not None
+    return Suite(file, path, methods, names, task, task_name, cells, _hidden(file, methods), root)
 
 
 def _hidden(file: fields.SuiteFile, methods: Mapping[str, Method]) -> tuple[str, ...]:
     """A sentence for each installed plug-in that is not what the suite gets by its name."""
     used = {
         "data": {file.data.name},
+        "tasks": {file.task} if file.task else set(),
         "models": {model.model for pair in file.pairs.values() for model in pair.roles.values()},
         "methods": {plugins.name_of(type(link)) for method in methods.values() for _, link in chain(method)},
     }

@@ -21,29 +21,30 @@ from kdbench.suite.fields import RecipeOverride
 from kdbench.suite.knobs import method_model
 from kdbench.suite.sentences import annotation_at, fields, is_model, report
 from kdbench.suite.yaml import Node, Problems, kind
+from kdbench.tasks import Task
 
-VALIDATION = tuple(f"val/{metric}" for metric in ("top1", "top5", "nll", "ece", "brier"))
 COSTS = tuple(name for name in Cost.__dataclass_fields__ if name not in ("trials", "epochs"))
 STATIC = ("parameters", "macs", "epochs")  # known before anything is trained
 RANGE = ("low", "high", "log", "step")
 ENTRY = (*RANGE, "choices", "when")
 
 
-def check(root: Node, methods: dict[str, Method], problems: Problems) -> None:
+def check(root: Node, methods: dict[str, Method], task: type[Task] | None, problems: Problems) -> None:
     tune = root.get("tune")
     if tune is None or not isinstance(tune.value, dict):
         return
-    _metrics(tune, problems)
+    _metrics(tune, task, problems)
     _budget(tune, problems)
     space = tune.get("space")
     if space is not None and isinstance(space.value, dict):
         targets = _Targets(methods, problems.touch(("methods",)))
         for key, node in space.value.items():
             _Entry(root, key, node, targets, problems).check(space.value)
-    search_rules.check(tune, methods, problems)
+    search_rules.check(tune, methods, task, problems)
 
 
-def _metrics(tune: Node, problems: Problems) -> None:
+def _metrics(tune: Node, task: type[Task] | None, problems: Problems) -> None:
+    known = (*(f"val/{metric.name}" for metric in (task.metrics if task else ())), *COSTS)
     objectives = tune.get("objectives")
     items = objectives.value if objectives is not None and isinstance(objectives.value, list) else []
     named: list[tuple[tuple[str | int, ...], Node]] = [
@@ -59,8 +60,8 @@ def _metrics(tune: Node, problems: Problems) -> None:
         if name.startswith("test/"):
             sentence = f"'{name}' is a test score, and the test split must not choose anything: use 'val/{name[5:]}'"
             problems.add(node.mark, path, sentence)
-        elif name not in (*VALIDATION, *COSTS):
-            problems.add(node.mark, path, f"unknown metric '{name}'{did_you_mean(name, (*VALIDATION, *COSTS))}")
+        elif task is not None and name not in known:
+            problems.add(node.mark, path, f"unknown metric '{name}'{did_you_mean(name, known)}")
         elif path[1] == "objectives" and name in seen:
             problems.add(node.mark, path, f"objective '{name}' is given twice")
         if path[1] == "objectives":

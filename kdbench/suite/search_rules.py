@@ -9,25 +9,30 @@ from kdbench.suite.fields import RecipeOverride
 from kdbench.suite.schema import knob_annotation
 from kdbench.suite.sentences import annotation_at, bare, is_whole
 from kdbench.suite.yaml import Node, Problems
+from kdbench.tasks import Task
 
-FOLLOWED = ("val/top1", "val/nll")  # measured while a training runs
+
+def followed(task: type[Task]) -> tuple[str, ...]:
+    """Scores that are measured while a training runs."""
+    return tuple(f"val/{name}" for name in task.followed)
 
 
-def check(tune: Node, methods: dict[str, Method], problems: Problems) -> None:
+def check(tune: Node, methods: dict[str, Method], task: type[Task] | None, problems: Problems) -> None:
     given = tune.get("space")
     space = given.value if given is not None and isinstance(given.value, dict) else {}
-    _pruner(tune, problems)
+    _pruner(tune, task, problems)
     _circles(space, problems)
     _epochs(tune, space, problems)
     _finite(tune, space, methods, problems)
 
 
-def _pruner(tune: Node, problems: Problems) -> None:
+def _pruner(tune: Node, task: type[Task] | None, problems: Problems) -> None:
     """A pruner needs numbers while a training runs; cmaes one objective."""
     pruner, metric, sampler = tune.get("pruner"), tune.get("metric"), tune.get("sampler")
-    name = metric.value if metric is not None else FOLLOWED[0]
-    if pruner is not None and pruner.value in ("hyperband", "median") and name not in FOLLOWED:
-        known = " and ".join(FOLLOWED)
+    seen = followed(task) if task else ()
+    name = metric.value if metric is not None and metric.value is not None else next(iter(seen), None)
+    if task and pruner is not None and pruner.value in ("hyperband", "median") and name not in seen:
+        known = " and ".join(seen)
         problems.add(
             pruner.mark, ("tune", "pruner"), f"can follow {known} only, which are measured while training runs"
         )

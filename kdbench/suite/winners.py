@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from kdbench.errors import UserError, printable
 from kdbench.files import STRICT, Amount, Count, parsed, set_aside, write_atomically
-from kdbench.suite.cell import cell_of, rises
+from kdbench.suite.cell import cell_of
 from kdbench.suite.job import Job, variant
 from kdbench.suite.load import Suite
 
@@ -46,16 +46,19 @@ class Winner:
     sampler: str
     objectives: list[str]
     pareto: list[dict[str, Any]] | None = None  # {"overrides", "values"} where there are several objectives
+    rising: bool = True  # more of the metric is better
 
     @property
     def expected_best(self) -> list[float]:
         """Of n of the trials, n = 1, 2, ..."""
-        return expected_best(self.values, rising=rises(self.metric))
+        return expected_best(self.values, rising=self.rising)
 
     def to_json(self) -> str:
         content = asdict(self)
         if self.pareto is None:
             del content["pareto"]
+        if self.rising:
+            del content["rising"]  # as in files of earlier versions
         return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdbench.batch import Batch
+    from kdbench.method import Needs
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Metric:
     gap: float = 0.0
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
     title: str = ""  # of a column; default: the name
+
+    def shown(self, value: float) -> str:
+        """ "56.78%", "0.614": rounded, with the unit. Other values than top-1's say what they are: "rmse 54.123"."""
+        said = f"{value:.{self.digits}f}{'' if self.unit in ('', '%') else ' '}{self.unit}"
+        return said if self.unit == "%" else f"{self.name} {said}"
 
     @property
     def sign(self) -> int:
@@ -63,15 +69,39 @@ class Scorer(Protocol):
 class Task(ABC):
     """Base of all tasks. Subclasses are frozen dataclasses in `kdbench/tasks/<name>.py`.
 
-    `outputs` is how many numbers a model answers for each row (C or D); `unit` what speed and MACs are counted per.
+    `outputs` is how many numbers a model answers for each row (C or D); `unit` is one example by its name, which speed
+    and MACs are counted per. Whatever is known before data are read is of
+    the class: kind, metrics, `followed`.
     """
 
     kind: ClassVar[Literal["categorical", "real"]]
     headline: ClassVar[Metric]
     metrics: ClassVar[tuple[Metric, ...]]  # all that `scorer` measures, the headline among them
+    followed: ClassVar[tuple[str, ...]]  # metrics of the validation split that are written down while training runs
+    mixable: ClassVar[bool] = True  # whether inputs are real numbers, which may be added
 
     outputs: int
     unit: str = "image"
+
+    @classmethod
+    def metric(cls, name: str) -> Metric | None:
+        """The metric of that name."""
+        return next((metric for metric in cls.metrics if metric.name == name), None)
+
+    @classmethod
+    def misfit(cls, needs: Needs) -> str:
+        """Why a method with these needs cannot work here, as the end of a sentence; "" where it can."""
+        if needs.categorical and cls.kind != "categorical":
+            return "needs logits over classes, and the answers of this task are numbers"
+        if needs.mixable and not cls.mixable:
+            return "mixes inputs, and those of this task are no real numbers"
+        if needs.on_policy and cls.generate is Task.generate:
+            return "learns on the learner's own samples, and this task generates nothing"
+        return ""
+
+    def fitted(self, labels: Tensor) -> Task:
+        """The task as it is for these training labels (N, ...): scales of numbers, shares of classes. Default: same."""
+        return self
 
     def rows(self, answer: Any, batch: Batch | None = None) -> Tensor:
         """What counts of a model's answer, one row a decision: (R, C) logits or (R, D) numbers. Default: all of it."""
@@ -85,6 +115,10 @@ class Task(ABC):
     @abstractmethod
     def supervised(self, rows: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named terms of learning from targets alone: means over rows, scalars."""
+
+    def running(self, rows: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """What is followed of a training batch beside the loss: scalars by name, on the device. Default: nothing."""
+        return {}
 
     def combined(self, answers: Sequence[Tensor], how: Literal["sum", "mean"]) -> Tensor:
         """The rule of an ensemble: summed or averaged answers, all of one shape."""

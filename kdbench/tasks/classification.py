@@ -33,11 +33,16 @@ class Classification(Task):
         Metric("kl", "nats", "down", bounds=(0.0, float("inf"))),
     )
 
+    followed: ClassVar[tuple[str, ...]] = ("top1", "nll")
+
     def targets(self, labels: Tensor) -> Targets:
         return Targets(labels, self.outputs)
 
     def supervised(self, rows: Tensor, targets: Targets) -> dict[str, Tensor]:
         return {"ce": cross_entropy(rows, targets)}
+
+    def running(self, rows: Tensor, targets: Targets) -> dict[str, Tensor]:
+        return {"top1": 100.0 * (rows.argmax(1) == targets.labels).float().mean()}
 
     def confidence(self, rows: Tensor) -> Tensor:
         """The largest class probability."""
@@ -108,10 +113,3 @@ def _ece(confidence_N: Tensor, correct_N: Tensor) -> float:
     gap_b = torch.zeros(ECE_BINS, dtype=torch.float64, device=confidence_N.device)
     gap_b.index_add_(0, bin_N, correct_N - confidence_N)
     return gap_b.abs().sum().item() / len(confidence_N)
-
-
-def leaving(logits_KNC: Tensor, threshold: float) -> Tensor:
-    """The prefix (0 is the first role alone) at which each image leaves, int64 (N,): all leave at the last."""
-    sure_KN = logits_KNC.double().softmax(2).amax(2) >= threshold
-    sure_KN[-1] = True
-    return sure_KN.int().argmax(0)  # the first that is sure: argmax takes the first of equals

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import kdbench.data
-from kdbench.data import DataSet, Split
-from kdbench.data.batches import fetch
+from kdbench.data import DataSet
+from kdbench.data.batches import Source, fetch
 from kdbench.suite import fields
 from kdbench.testing.contract import Contract
 
@@ -80,7 +80,7 @@ class DataContract(Contract):
     def test_mean_and_std_make_pixels_of_usual_size(self, data: str) -> None:
         found = self.loaded(data)
         index = torch.linspace(0, len(found.train.labels) - 1, min(64, len(found.train.labels))).long()
-        x = fetch(found.train, found, index)
+        x = fetch(found.train, index)
         assert x.shape == (len(index), *found.shape)
         assert x.dtype == torch.float32
         assert x.isfinite().all()
@@ -90,15 +90,15 @@ class DataContract(Contract):
     def test_images_of_a_batch_belong_to_its_indices(self, data: str) -> None:
         found = self.loaded(data)
         index = torch.tensor([3, 0, 3, 1])
-        together = fetch(found.train, found, index)
-        alone = torch.cat([fetch(found.train, found, one) for one in index.split(1)])
+        together = fetch(found.train, index)
+        alone = torch.cat([fetch(found.train, one) for one in index.split(1)])
         assert torch.equal(together, alone)
 
 
-def _first(data: DataSet, split: Split, most: int = 16) -> tuple[Tensor, Tensor]:
+def _first(data: DataSet, split: Source, most: int = 16) -> tuple[Tensor, Tensor]:
     """The first images as stored, and their labels."""
-    labels = split.labels[:most]
-    if isinstance(split.images, Tensor):
-        return split.images[:most], labels
-    (images,) = split.images.read([(torch.arange(len(labels)), None)])
+    labels, stored = split.labels[:most], getattr(split, "images")  # noqa: B009 (of image sets alone)
+    if isinstance(stored, Tensor):
+        return stored[:most], labels
+    (images,) = stored.read([(torch.arange(len(labels)), None)])
     return images, labels

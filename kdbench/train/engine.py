@@ -24,7 +24,6 @@ from kdbench.models.box import Box
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import draw, order, seeded
 from kdbench.suite.fields import Augment
-from kdbench.tasks import classification, combined
 from kdbench.train import evaluate
 from kdbench.train.frozen import Live, Stored, check_box, exact
 from kdbench.train.interrupt import Interrupt
@@ -61,10 +60,10 @@ class Engine:
         self.trainable: dict[str, list[nn.Parameter]] = {}  # of each learner's model and heads
         self.rates: dict[nn.Parameter, Rates] = {}  # where the method sets them
         self.surveys: dict[str, Surveyed] = {}
-        self.known: dict[str, Tensor] = {}  # logits on the training split of roles that do not learn now
-        self.validated: dict[str, Tensor] = {}  # logits on the validation split as of the last validation
+        self.known: dict[str, Tensor] = {}  # answers on the training split of roles that do not learn now
+        self.validated: dict[str, Tensor] = {}  # answers on the validation split, of roles that do not learn now
         self.state = state or State()
-        self.device = training.data.train.images.device
+        self.device = training.data.train.device
         self.precision = precision_on(training.recipe.precision, self.device)
         self.stepper = Stepper(training, self.precision, self.surveys, self.interrupt)
         self.examples = len(training.data.train.labels)
@@ -172,17 +171,16 @@ class Engine:
             names,
             classes=data.classes,
             examples=self.examples,
-            input_shape=data.shape,
+            input_shape=data.signature,
+            task=data.task,
         )
-        rows_NC = self._over_training(role) if frozen and self.needs.probe else None
+        rows_NC = data.task.rows(self._over_training(role)) if frozen and self.needs.probe else None
         return replace(found, rows_NC=rows_NC, answers=len(self.training.plan.answer))
 
     def _over_training(self, role: str) -> Tensor:
-        """What a role that does not learn now says of the training split (N, C), without augmentation; made once."""
+        """What a role that does not learn now answers on the training split (N, ...), unaugmented; made once."""
         if role not in self.known:
-            data = self.training.data
-            logits_NC = evaluate.split_logits(self.models[role], data.train, data, self.precision)
-            self.known[role] = logits_NC
+            self.known[role] = evaluate.split_answers(self.models[role], self.training.data.train, self.precision)
         return self.known[role]
 
     def _frozen(self, stage: Stage) -> dict[str, Live | Stored]:
@@ -263,7 +261,11 @@ class Engine:
             curve.append(value)
         self._keep(run, due=run.finished or self.interrupt.asked or self._is_checkpoint(run))
         at, of = (run.report, run.length.reports) if recipe.steps is None else (run.done, run.length.steps)
-        progress = Progress(run.number, len(plan.stages), at - 1, of, speed, metrics, self.state.seconds, recipe.unit)
+        task = self.training.data.task
+        progress = Progress(
+            run.number, len(plan.stages), at - 1, of, speed, metrics, self.state.seconds,
+            clock=recipe.unit, unit=task.unit, headline=task.headline,
+        )  # fmt: skip
         try:
             self.watch(progress)
         except BaseException:
@@ -306,8 +308,8 @@ class Engine:
 
     def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
         data = self.training.data
-        logits_NC = evaluate.split_logits(learner.model, data.train, data, self.precision)
-        return Probe(logits_NC, data.train.labels, epoch, epochs, role, learner.heads)
+        rows_NC = data.task.rows(evaluate.split_answers(learner.model, data.train, self.precision))
+        return Probe(rows_NC, data.train.labels, epoch, epochs, role, learner.heads)
 
     def _review(self, run: StageRun) -> dict[str, float]:
         """What the method says about learners whose stage is over: values for the curves; sentences are kept."""
@@ -328,20 +330,26 @@ class Engine:
         ]
 
     def _validate(self, stage: Stage, last: bool) -> dict[str, float]:
-        """Accuracy and NLL of the answer; before the last stage of each learner, or of the answer as far as to it."""
+        """What the task follows, of the answer; before the last stage of each learner, or of the answer up to it."""
         data, plan = self.training.data, self.training.plan
         so_far = {role: plan.answer[: number + 1] for number, role in enumerate(plan.answer)}
         groups = {"val/": plan.answer} if last else {f"val/{r}/": so_far.get(r, (r,)) for r in stage.learners}
         metrics: dict[str, float] = {}
         for prefix, roles in groups.items():
-            for role in roles:
-                if role in stage.learners or role not in self.validated:
-                    (model,) = self._deployed((role,))
-                    self.validated[role] = evaluate.split_logits(model, data.val, data, self.precision)
-            logits_NC = combined([self.validated[role] for role in roles], plan.combine)
-            found = classification.scores(logits_NC, data.val.labels)
-            metrics |= {prefix + name: found[name] for name in ("top1", "nll")}
+            parts = [self._validated(role, stage) for role in roles]
+            found = evaluate.scores(parts, data.val, data.task, self.precision, combine=plan.combine)
+            metrics |= {prefix + name: found[name] for name in data.task.followed if name in found}
         return metrics
+
+    def _validated(self, role: str, stage: Stage) -> evaluate.Part:
+        """A learner as it would be deployed now; of a role that does not learn, its answers, made once."""
+        if role in stage.learners:
+            self.validated.pop(role, None)
+            return self._deployed((role,))[0]
+        if role not in self.validated:
+            (model,) = self._deployed((role,))
+            self.validated[role] = evaluate.split_answers(model, self.training.data.val, self.precision)
+        return self.validated[role]
 
 
 def _size(module: nn.Module) -> int:

@@ -80,13 +80,14 @@ class Live:
 
 @dataclass(frozen=True)
 class Stored:
-    """A frozen role whose logits on the training split (N, C) are looked up."""
+    """A frozen role whose answers on the training split (N, ...) are looked up."""
 
     role: str
-    rows_NC: Tensor
+    answers: Tensor
 
     def __call__(self, batch: Batch) -> Out:
-        return Out(self.role, self.rows_NC.index_select(0, batch.index_B))  # of one view: see `exact`, `check_box`
+        # Of one view: see `exact`, `check_box`.
+        return Out(self.role, batch.task.rows(self.answers.index_select(0, batch.index_B), batch))
 
     def close(self) -> None:
         """There is nothing to let go of."""

@@ -14,7 +14,7 @@ from kdbench.data import DataSet
 from kdbench.losses import wide
 from kdbench.method import Method, Plan
 from kdbench.suite.fields import Recipe
-from kdbench.tasks import combined
+from kdbench.tasks import Metric, combined
 
 
 class Diverged(Exception):
@@ -81,16 +81,33 @@ class Progress:
     images_per_second: float
     metrics: dict[str, float]
     seconds: float = 0.0  # of training, so far
-    unit: str = "epoch"  # or "step"
+    clock: str = "epoch"  # what `epoch` counts: or "step"
+    unit: str = "image"  # what the speed is per
+    headline: Metric | None = None
+
+    @property
+    def speed(self) -> str:
+        """ "812 images/s" """
+        return f"{self.images_per_second:.0f} {self.unit}s/s"
+
+    @property
+    def reached(self) -> str:
+        """ ", val 56.78%": the headline on validation, where it was just measured."""
+        metric = self.headline
+        if metric is None:
+            return ""
+        named = (name for name in self.metrics if name.startswith("val/") and name.endswith(f"/{metric.name}"))
+        value = next((self.metrics[name] for name in named), None)
+        return "" if value is None else f", val {metric.shown(value)}"
 
 
 class Sum(nn.Module):
-    """Summed (or mean) logits of several models: the answer of a plan with more than one role; sums in float32."""
+    """Summed (or mean) answers of several models: the answer of a plan with more than one role; sums in float32."""
 
     def __init__(self, models: Sequence[nn.Module], combine: Literal["sum", "mean"] = "sum") -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self.combine: Literal["sum", "mean"] = combine
 
-    def forward(self, x: Tensor) -> Tensor:
-        return combined([wide(model(x)) for model in self.models], self.combine)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        return combined([wide(model(*inputs, **named)) for model in self.models], self.combine)

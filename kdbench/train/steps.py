@@ -29,7 +29,7 @@ class Stepper:
     ) -> None:
         self.training, self.precision, self.surveys, self.interrupt = training, precision, surveys, interrupt
         self.needs = training.method.needs()
-        self.device = training.data.train.images.device
+        self.device = training.data.train.device
 
     def advance(self, run: StageRun, count: int) -> int:
         """The next `count` optimiser steps, all of one epoch, or fewer where somebody asks to stop; the images seen."""
@@ -42,7 +42,7 @@ class Stepper:
         step = slice(run.step * length.accumulate, (run.step + count) * length.accumulate)
         batches = run.indices[: len(run.indices) // length.batch * length.batch].split(length.batch)[step]
         key = (training.seed, run.first_epoch + epoch)
-        pixels: Any = stream(training.data.train, training.data, batches, recipe, key, self.needs.views)
+        pixels: Any = stream(training.data.train, batches, recipe, key, self.needs.views)
         rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", run.number, epoch))
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
         with seeded(training.seed, "dropout", run.number, epoch), contextlib.closing(pixels):
@@ -135,6 +135,6 @@ class Stepper:
             prefix = "train/" if alone else f"train/{role}/"
             metrics[prefix + "loss"] = totals[role].detach()
             metrics |= {prefix + name: value.detach().float() for name, value in named.items()}
-            right_B = outs[role].rows.detach().argmax(1) == batch.labels
-            metrics[prefix + "top1"] = 100.0 * right_B.float().mean()
+            running = batch.task.running(outs[role].rows.detach(), batch.targets)
+            metrics |= {prefix + name: value for name, value in running.items()}
         return metrics

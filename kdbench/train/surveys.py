@@ -84,7 +84,7 @@ def _kept(path: Path, examples: int) -> Tensor | None:
 
 def _made(asked: Survey, model: nn.Module, data: DataSet) -> Tensor:
     batches = torch.arange(len(data.train.labels), device=data.train.labels.device).split(BATCH)
-    pixels = stream(data.train, data, batches)
+    pixels = stream(data.train, batches)
     parts = []
     for index_B, (x,) in zip(batches, pixels, strict=True):
         values_B = asked.make(model, x).detach()
@@ -102,7 +102,7 @@ def _made(asked: Survey, model: nn.Module, data: DataSet) -> Tensor:
 
 def _check_augmentation(asked: Survey, augment: Augment, data: DataSet) -> None:
     cannot = [name for name in ("rand_augment", "cutmix") if getattr(augment, name) is not None]
-    if augment.random_resized_crop is not None and not isinstance(data.train.images, Tensor):
+    if augment.random_resized_crop is not None and not isinstance(getattr(data.train, "images", None), Tensor):
         cannot.append("random_resized_crop of image files")
     if cannot:
         raise Refusal(f"survey '{asked.name}' is an image of each example and cannot follow {cannot[0]}: remove it")

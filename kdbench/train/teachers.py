@@ -1,6 +1,6 @@
 """Frozen roles: trained once per content key, or read from a file, or pretrained; shared by every job.
 
-Kept under `runs/teachers/<key>/`: the weights, the logits on validation and test, and a record of scores and cost,
+Kept under `runs/teachers/<key>/`: the weights, the answers on validation and test, and a record of scores and cost,
 under one digest. What does not fit it is set aside and made again.
 """
 
@@ -33,7 +33,6 @@ from kdbench.result import Scores
 from kdbench.streams import seeded
 from kdbench.suite.fields import Model
 from kdbench.suite.job import FrozenRole
-from kdbench.tasks import classification
 from kdbench.train import answers, checkpoint, evaluate, lease
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import precision_on
@@ -65,17 +64,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frozen model on the device, its record, and its logits on validation and test."""
+    """A frozen model on the device, its record, and its answers (N, ...) on validation and test."""
 
     model: nn.Module
     record: Record
-    val_NC: Tensor | None  # None: of a file of answers
-    test_NC: Tensor | None
+    val: Tensor | None  # None: of a file of answers
+    test: Tensor | None
 
 
 @dataclass(frozen=True)
 class Supervised(Method):
-    """Cross-entropy alone: how a teacher is trained."""
+    """What the task asks of a learner, alone: how a teacher is trained."""
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({roles[0]: ()}),), answer=(roles[0],))
@@ -100,9 +99,10 @@ def suspicion(role: FrozenRole, record: Record, data: DataSet) -> str:
     validation. Then it answers those far better than the test images: by more than 5 points, and by more than chance
     (three standard errors of the difference).
     """
-    if role.recipe is not None:
+    headline = data.task.headline
+    val, test = (record.scores.get(f"{split}/{headline.name}") for split in ("val", "test"))
+    if role.recipe is not None or headline.unit != "%" or val is None or test is None:
         return ""
-    val, test = record.scores["val/top1"], record.scores["test/top1"]
     sizes = len(data.val.labels), len(data.test.labels)
     share = (val * sizes[0] + test * sizes[1]) / (100 * sum(sizes))
     chance = 300 * math.sqrt(share * (1 - share) * (1 / sizes[0] + 1 / sizes[1]))
@@ -148,7 +148,7 @@ def obtain(
     record, logits = stored
     model.requires_grad_(False).eval()
     model.to(memory_format=torch.channels_last)
-    device = data.train.images.device
+    device = data.train.device
     return Frozen(model, record, logits["val"].to(device), logits["test"].to(device))
 
 
@@ -169,9 +169,9 @@ def _make(
     warn: Callable[[str], None],
 ) -> tuple[nn.Module, tuple[Record, dict[str, Tensor]]]:
     """Train, read or fetch the model, score it, and keep it."""
-    device = data.train.images.device
+    device = data.train.device
     model = _initial(role, data)  # anew: a damaged file may have left its weights in the first
-    parameters, macs = size.count(model, data.shape)
+    parameters, macs = size.count(model, data.signature)
     seconds = 0.0
     try:
         if role.recipe is not None:
@@ -181,27 +181,27 @@ def _make(
         else:
             if role.model.weights is not None:
                 weights.load(model, role.folder / role.model.weights)
-            profile(model, "teacher", (), classes=data.classes, examples=len(data.train.labels), input_shape=data.shape)
+            profile(
+                model, "teacher", (),
+                classes=data.classes, examples=len(data.train), input_shape=data.signature, task=data.task,
+            )  # fmt: skip
     except Refusal as refusal:
         raise UserError(f"model '{role.model.model}': {refusal}") from refusal
     model.requires_grad_(False).eval()
     precision = precision_on(role.recipe.precision if role.recipe else "auto", device)
-    logits = {
-        name: evaluate.split_logits(model, split, data, precision)
-        for name, split in (("val", data.val), ("test", data.test))
-    }
-    if wrong := evaluate.not_finite(model, logits):
+    splits = {"val": data.val, "test": data.test}
+    said = {name: evaluate.split_answers(model, split, precision) for name, split in splits.items()}
+    if wrong := evaluate.not_finite(model, {name: bool(answer.isfinite().all()) for name, answer in said.items()}):
         raise _unusable(role, wrong)
-    labels = {"val": data.val.labels, "test": data.test.labels}
     found = {
         f"{name}/{metric}": value
-        for name, logits_NC in logits.items()
-        for metric, value in classification.scores(logits_NC, labels[name]).items()
+        for name, split in splits.items()
+        for metric, value in evaluate.scores([said[name]], split, data.task).items()
     }
     record = Record(role.key, fingerprint(model), found, seconds, parameters, macs)
-    record = _keep(folder, model, logits, record)
+    record = _keep(folder, model, said, record)
     checkpoint.path_of(runs, role.key).unlink(missing_ok=True)  # not before: a full disk must not cost the training
-    return model, (record, logits)
+    return model, (record, said)
 
 
 def _unusable(role: FrozenRole, wrong: str) -> Exception:
@@ -226,7 +226,7 @@ def start(model: nn.Module, spec: Model, source: nn.Module, data: DataSet) -> No
 def _initial(role: FrozenRole, data: DataSet) -> nn.Module:
     with seeded(role.model.seed, "init", "teacher"):
         made = network(role.model, data, role.folder, pretrained=role.model.pretrained)
-        return made.to(data.train.images.device)
+        return made.to(data.train.device)
 
 
 def _train(
@@ -242,7 +242,7 @@ def _train(
     task = Training(method, method.plan(("teacher",)), {"teacher": model}, data, role.recipe, role.model.seed)
     trained = Engine(
         task,
-        state=checkpoint.begin(path, [model], data.train.images.device, warn),
+        state=checkpoint.begin(path, [model], data.train.device, warn),
         save=lambda state: checkpoint.save(path, state),
         spacing=checkpoint.SPACING,
         watch=watch,

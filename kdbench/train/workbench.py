@@ -15,7 +15,8 @@ from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
 from kdbench import data
-from kdbench.data import DataSet, Split
+from kdbench.data import DataSet
+from kdbench.data.batches import Source
 from kdbench.files import write_atomically
 from kdbench.method import Refusal
 from kdbench.models import size
@@ -24,9 +25,9 @@ from kdbench.models.mamba import scan
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole, Job
-from kdbench.tasks import classification, combined
-from kdbench.train import checkpoint, evaluate, memory, prefixes, teachers
+from kdbench.train import checkpoint, evaluate, gates, memory, prefixes, teachers
 from kdbench.train.engine import Engine
+from kdbench.train.prefixes import THRESHOLDS, Steps
 from kdbench.train.provenance import provenance
 from kdbench.train.recipe import precision_on
 from kdbench.train.state import Diverged, Progress, Trained, Training
@@ -53,7 +54,7 @@ class Workbench:
         """The job's data set, read and put on the device."""
         if device.type == "cpu":
             memory.keep_pages()
-        return cls(on_device(data.load(job.data, root, job.folder), device), device, runs, **callbacks)
+        return cls(on_device(data.load(job.data, root, job.folder, job.task), device), device, runs, **callbacks)
 
     def teacher(self, role: FrozenRole) -> Frozen:
         """A frozen role, from memory, from disk, or trained now."""
@@ -80,12 +81,8 @@ class Workbench:
         try:
             frozen = {role: self.teacher(spec) for role, spec in job.frozen.items()}
             for role, spec in job.frozen.items():
-                gate, top1 = spec.model.min_top1, frozen[role].record.scores.get("val/top1", 0.0)
-                if gate is not None and top1 < gate:
-                    raise Refusal(
-                        f"{role} {spec.model.model} reaches {top1:.2f}% on validation, below its gate of {gate:g}% "
-                        f"(pairs.{job.pair}.{role}.min_top1)"
-                    )
+                if sentence := gates.missed(spec.model, self.data.task, frozen[role].record.scores, role):
+                    raise Refusal(f"{sentence} (pairs.{job.pair}.{role}.{spec.model.gate_field})")
             doubts = [teachers.suspicion(spec, frozen[role].record, self.data) for role, spec in job.frozen.items()]
             # A tuning trial is told nothing about the test split.
             base = dataclasses.replace(base, notes=[doubt for doubt in doubts if doubt and "test" in splits])
@@ -152,19 +149,15 @@ class Workbench:
         peak = memory.peak_mb(self.device)
         final = "test" in splits
         teacher = frozen["teacher"]
-        parameters, macs = size.count(trained.answer, self.data.shape)
-        chosen = {name: split for name, split in self._splits.items() if name in splits}
-        taught = {"val": teacher.val_NC, "test": teacher.test_NC}
-        said = {
-            name: [evaluate.split_logits(part, split, self.data, precision) for part in trained.parts]
-            for name, split in chosen.items()
+        parameters, macs = size.count(trained.answer, self.data.signature)
+        chosen = [part for part in self._splits(teacher) if part[0] in splits]
+        found = {name: self._steps(job, trained, split, taught, precision) for name, split, taught in chosen}
+        scores = {
+            f"{name}/{metric}": value
+            for name, steps in found.items()
+            for metric, value in steps.together[-1].scores().items()
         }
-        answers = {name: combined(logits, job.plan.combine) for name, logits in said.items()}
-        scores: dict[str, float] = {}
-        for name, logits_NC in answers.items():
-            found = classification.scores(logits_NC, chosen[name].labels, taught[name])
-            scores |= {f"{name}/{metric}": value for metric, value in found.items()}
-        wrong = evaluate.not_finite(trained.answer, answers)
+        wrong = evaluate.not_finite(trained.answer, {name: steps.finite for name, steps in found.items()})
         if wrong or not all(map(math.isfinite, scores.values())):
             raise Diverged(f"after its last epoch {wrong or 'a score is not finite'}")
         cost = Cost(
@@ -190,7 +183,7 @@ class Workbench:
         made = base.provenance
         if (backend := scan.backend_in_use(trained.answer)) is not None:
             made = {**made, "scan": backend}
-        steps, exits = self._anytime(job, trained, said, taught)
+        steps, exits = self._anytime(job, trained, found)
         return dataclasses.replace(
             base,
             scores=scores,
@@ -202,28 +195,34 @@ class Workbench:
             exits=exits,
         )
 
-    def _anytime(
-        self, job: Job, trained: Trained, said: prefixes.Logits, taught: Mapping[str, Tensor | None]
-    ) -> tuple[list[Prefix], list[Exit]]:
-        """Prefixes and exits of an answer of several roles; none of a single one, nor where a split is left out."""
-        if len(trained.parts) == 1 or len(said) < len(self._splits):
-            return [], []
-        labels = {name: split.labels for name, split in self._splits.items()}
-        sizes = [size.count(part, self.data.shape) for part in trained.parts]
-        steps = prefixes.prefixes(job.plan.answer, sizes, said, labels, taught, job.plan.combine)
-        return steps, prefixes.exits([macs for _, macs in sizes], said, labels, job.plan.combine)
+    def _steps(self, job: Job, trained: Trained, split: Source, taught: Tensor | None, precision: str) -> Steps:
+        """A split's scores of every prefix of the answer, its whole the last, batch by batch."""
+        task, parts = self.data.task, trained.parts
+        steps = Steps(task, len(parts), job.plan.combine, THRESHOLDS if len(parts) > 1 else ())
+        for index_B, answers in evaluate.asked(parts, split, precision):
+            said = None if taught is None else task.rows(taught[index_B])
+            steps.add(answers, task.targets(split.labels[index_B]), said)
+        return steps
 
-    @property
-    def _splits(self) -> dict[str, Split]:
-        """What answers are evaluated on."""
-        return {"val": self.data.val, "test": self.data.test}
+    def _anytime(self, job: Job, trained: Trained, found: Mapping[str, Steps]) -> tuple[list[Prefix], list[Exit]]:
+        """Prefixes and exits of an answer of several roles; none of a single one, nor where a split is left out."""
+        if len(trained.parts) == 1 or set(found) != {"val", "test"}:
+            return [], []
+        sizes = [size.count(part, self.data.signature) for part in trained.parts]
+        return prefixes.prefixes(job.plan.answer, sizes, found), prefixes.exits([macs for _, macs in sizes], found)
+
+    def _splits(self, teacher: Frozen) -> list[tuple[str, Source, Tensor | None]]:
+        """What answers are evaluated on, and what the teacher answers there."""
+        return [("val", self.data.val, teacher.val), ("test", self.data.test, teacher.test)]
 
     def _latency(self, model: nn.Module, batch: int) -> float:
         """0 where it is not measured, or the batch does not fit into memory: that is no fault of the training."""
         if not self.timed:
             return 0.0
         try:
-            x = torch.zeros(batch, *self.data.shape, device=self.device).contiguous(memory_format=torch.channels_last)
+            x = self.data.signature.zeros(batch, device=self.device)
+            if isinstance(x, Tensor) and x.ndim == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
             return evaluate.latency_ms(model, x)
         except (MemoryError, RuntimeError) as error:
             if not memory.out_of_memory(error):
@@ -232,9 +231,6 @@ class Workbench:
 
 
 def on_device(loaded: DataSet, device: torch.device) -> DataSet:
-    """The same set with its uint8 images and labels on the device."""
-
-    def move(split: Split) -> Split:
-        return Split(split.images.to(device), split.labels.to(device))
-
-    return dataclasses.replace(loaded, train=move(loaded.train), val=move(loaded.val), test=move(loaded.test))
+    """The same set, whose batches come on the device."""
+    splits = {name: getattr(loaded, name).move(device) for name in ("train", "val", "test")}
+    return dataclasses.replace(loaded, **splits)

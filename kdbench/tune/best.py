@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from kdbench.suite.cell import Cell, rises
+from kdbench.suite.cell import Cell
 from kdbench.suite.fields import Tune
 from kdbench.suite.load import Suite
 from kdbench.suite.winners import Winner, pareto_front
@@ -29,7 +29,7 @@ def winner_of(suite: Suite, cell: Cell, study: Study, tune: Tune) -> Winner | No
     trials = complete(study)
     if not trials:
         return None
-    rising = [rises(name) for name in cell.objectives]
+    rising = cell.rising
     points = [trial.values for trial in trials]
     many = len(rising) > 1
     front = pareto_front(points, rising) if many else range(len(points))
@@ -56,6 +56,7 @@ def winner_of(suite: Suite, cell: Cell, study: Study, tune: Tune) -> Winner | No
         default_value=first.trial.values[0] if first and first.verdict == "ok" and first.trial.values else None,
         epochs=cell.epochs,
         seeds=list(tune.seeds),
+        rising=rising[0],
         sampler=cell.sampler,
         objectives=list(cell.objectives),
         pareto=[{"overrides": chosen(trials[i]), "values": list(points[i])} for i in front] if many else None,

@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kdbench.board.palette import BLUE, GREY, INK, ORANGE, PALE
 from kdbench.board.picture import SETTINGS
-from kdbench.suite.cell import rises
 from kdbench.suite.winners import Winner
 
 if TYPE_CHECKING:
@@ -34,7 +33,13 @@ class Point(NamedTuple):
 
 
 def study_picture(
-    name: str, metric: str, points: Sequence[Point], importances: Mapping[str, float], scales: Mapping[str, str]
+    name: str,
+    metric: str,
+    points: Sequence[Point],
+    importances: Mapping[str, float],
+    scales: Mapping[str, str],
+    *,
+    rising: bool,
 ) -> str:
     """History and importance on top, then a slice for each field, then parallel coordinates."""
     rows = math.ceil(len(scales) / ACROSS)
@@ -48,13 +53,13 @@ def study_picture(
             bottom = total - 0.5 - ROW * (row + 1) + 0.55
             return drawn.add_axes((left, bottom / total, width, (ROW - 0.95) / total))
 
-        _history(box(0, 0.07, 0.5), metric, points)
+        _history(box(0, 0.07, 0.5), metric, points, rising)
         _importance(box(0, 0.75, 0.22), importances)
         for i, (key, scale) in enumerate(scales.items()):
             axes = box(1 + i // ACROSS, 0.07 + (i % ACROSS) * 0.235, 0.19)
             _slice(axes, key, scale, metric if i % ACROSS == 0 else "", points)
         if parallel:
-            _parallel(box(1 + rows, 0.07, 0.88), metric, scales, points)
+            _parallel(box(1 + rows, 0.07, 0.88), metric, scales, points, rising)
         return _svg(drawn)
 
 
@@ -103,11 +108,11 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return near[0] - margin, near[-1] + margin
 
 
-def _history(axes: Axes, metric: str, points: Sequence[Point]) -> None:
+def _history(axes: Axes, metric: str, points: Sequence[Point], rising: bool) -> None:
     _frame(axes)
     numbers, values = [p.number + 1 for p in points], [p.value for p in points]
     axes.plot(numbers, values, linestyle="", marker="o", ms=5, color=BLUE, label="trial")
-    best = list(accumulate(values, max if rises(metric) else min))
+    best = list(accumulate(values, max if rising else min))
     axes.step(numbers, best, where="post", color=ORANGE, linewidth=1.4, label="best so far")
     if points[0].number == 0:
         axes.plot([1], [values[0]], linestyle="", marker="s", ms=7, mfc="white", mec=INK, label="the suite's own")
@@ -173,13 +178,13 @@ def _decades(axes: Axes, x: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _parallel(axes: Axes, metric: str, scales: Mapping[str, str], points: Sequence[Point]) -> None:
+def _parallel(axes: Axes, metric: str, scales: Mapping[str, str], points: Sequence[Point], rising: bool) -> None:
     """A line for each trial through its settings; the better, the darker."""
     _frame(axes)
     axes.grid(visible=False)
     keys = list(scales)
     places = {key: _places(key, scales[key], points) for key in keys}
-    order = sorted(points, key=lambda p: p.value if rises(metric) else -p.value)
+    order = sorted(points, key=lambda p: p.value if rising else -p.value)
     for rank, point in enumerate(order):
         y = [places[key](point.settings.get(key)) for key in keys]
         best = rank == len(order) - 1

@@ -48,7 +48,12 @@ def write(path: Path, url: str, root: Path) -> list[Path]:
         base = folder / cell.pair / cell.label
         pages[base.with_name(f"{cell.label}.md")] = page(cell, study, winner)
         pages[base.with_name(f"{cell.label}.svg")] = study_picture(
-            cell.name, cell.objectives[0], points(cell, study), importances(cell, study), scales(cell)
+            cell.name,
+            cell.objectives[0],
+            points(cell, study),
+            importances(cell, study),
+            scales(cell),
+            rising=cell.rising[0],
         )
     if not found:
         raise UserError(f"{path}: no trial of its studies has finished yet")
@@ -56,7 +61,7 @@ def write(path: Path, url: str, root: Path) -> list[Path]:
     for pair in dict.fromkeys(cell.pair for cell in found):
         rows = {cell.label: winner for cell, winner in found.items() if cell.pair == pair}
         pages[folder / pair / "expected-best.svg"] = curves(
-            pair, rows, hues, rising=rises(next(iter(rows.values())).metric)
+            pair, rows, hues, rising=rises(suite.task, next(iter(rows.values())).metric)
         )
     index_page = folder / "README.md"
     pages = {index_page: index(suite, found)} | pages

@@ -52,9 +52,7 @@ class Screen:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, what: str, progress: Progress) -> None:
-        text = (
-            f"{what}: {progress.unit} {progress.epoch + 1}/{progress.epochs}, {progress.images_per_second:.0f} images/s"
-        )
+        text = f"{what}: {progress.clock} {progress.epoch + 1}/{progress.epochs}, {progress.speed}"
         if self.status:
             self.status.update(Text(printable(text)))
         elif time.monotonic() - self.spoken >= PLAIN_SECONDS:

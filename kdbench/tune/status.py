@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.errors import UserError, printable
-from kdbench.suite.cell import Cell, cell_of, rises, tune_of
+from kdbench.suite.cell import Cell, cell_of, objectives_of, tune_of
 from kdbench.suite.load import Suite, load
 from kdbench.tune.best import complete
 from kdbench.tune.setup import study_of
@@ -35,7 +35,7 @@ def table(found: Sequence[dict[str, object]], title: str, out: Console) -> None:
 
 def title(suite: Suite) -> str:
     tune = tune_of(suite)
-    return f"{suite.file.name}: {', '.join(tune.objectives or (tune.metric,))}, sampler {tune.sampler}"
+    return f"{suite.file.name}: {', '.join(objectives_of(suite))}, sampler {tune.sampler}"
 
 
 def row(cell: Cell, study: Study, limit: int) -> dict[str, object]:
@@ -44,7 +44,7 @@ def row(cell: Cell, study: Study, limit: int) -> dict[str, object]:
     values = [trial.values[0] for trial in complete(study)]
     first = study.table.get(0)
     default = first.trial.values[0] if first and first.verdict == "ok" and first.trial.values else None
-    best = (max if rises(cell.objectives[0]) else min)(values) if values else None
+    best = (max if cell.rising[0] else min)(values) if values else None
     running = sum(slot.state == "running" for slot in study.table.values())
     state = "done" if len(done) >= limit else f"{running} running" if running else "open"
     if not cell.space.entries:

@@ -27,9 +27,9 @@ from kdbench.result import Result
 from kdbench.run import runner
 from kdbench.run.opened import Opened, try_models
 from kdbench.run.store import Store
-from kdbench.suite.cell import Cell, cell_of, tune_of
+from kdbench.suite.cell import Cell, cell_of, objectives_of, tune_of
 from kdbench.suite.job import Job, variant
-from kdbench.suite.search_rules import FOLLOWED
+from kdbench.suite.search_rules import followed
 from kdbench.train import checkpoint
 from kdbench.train.state import Progress
 from kdbench.tune.setup import agreed, away, study_of
@@ -226,8 +226,8 @@ class Tuner:
 
     def _watch(self, job: Job, claim: Claim | None, seconds: dict[str, float]) -> Callable[[str, Progress], None]:
         """Hears every epoch: reports it to the study, and ends a training that its pruner gives up."""
-        title, metric = f"{job.name} seed {job.seed}", (self.tune.objectives or (self.tune.metric,))[0]
-        follow = claim is not None and self.tune.pruner != "none" and metric in FOLLOWED
+        title, metric = f"{job.name} seed {job.seed}", objectives_of(self.suite)[0]
+        follow = claim is not None and self.tune.pruner != "none" and metric in followed(self.suite.task)
 
         def watch(what: str, progress: Progress) -> None:
             self.listener.epoch(what, progress)
@@ -268,8 +268,11 @@ class Tuner:
         if cell not in self.bounds:
             own = self.job(cell, {}, self.tune.seeds[0])
             costs = self._costs(own)
-            macs = COSTLIER * (self.sizes.of(self.suite.file.pairs[cell.pair].student)[1] or 0)
-            usual = {"macs": max(float(macs), costs["macs"]), "epochs": max(float(own.recipe.epochs), costs["epochs"])}
+            plain: int = self.sizes.of(self.suite.file.pairs[cell.pair].student)[1] or 0
+            usual = {
+                "macs": max(COSTLIER * plain, costs["macs"]),
+                "epochs": max(float(own.recipe.length), costs["epochs"]),
+            }
             self.bounds[cell] = {**usual, **self.tune.constraints}
         return self.bounds[cell]
 
@@ -279,8 +282,8 @@ class Tuner:
             sizes = [size.count(untrained(job, self.bench), self.bench.data.shape)]
         else:
             sizes = [self.sizes.of(job.roles[role]) for role in job.plan.answer]
-        parameters, macs = (sum(one[part] or 0 for one in sizes) for part in (0, 1))
-        epochs = sum(max(1, round(stage.share * job.recipe.epochs)) for stage in job.plan.stages)
+        parameters, macs = sum(one[0] or 0 for one in sizes), sum(one[1] or 0 for one in sizes)
+        epochs = sum(max(1, round(stage.share * job.recipe.length)) for stage in job.plan.stages)
         return {"parameters": parameters, "macs": macs, "epochs": epochs}
 
 

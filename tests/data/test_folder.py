@@ -90,7 +90,7 @@ def test_splits_classes_and_labels_are_the_folders(tree: Path) -> None:
 def test_evaluation_pixels_are_torchvisions(tree: Path, interpolation: str) -> None:
     """Resize and CenterCrop of every format and mode, to the bit; normalised as stated."""
     found = loaded(tree, resize=19, interpolation=interpolation, mean=[0.5, 0.4, 0.3], std=[0.25, 0.5, 1])
-    out = fetch(found.test, found, torch.arange(21))
+    out = fetch(found.test, torch.arange(21))
     for i in range(21):
         image = opened(tree, images(found, "test").name(i))
         expected = V.center_crop(V.resize(image, 19, InterpolationMode(interpolation)), [SIZE, SIZE])
@@ -100,7 +100,7 @@ def test_evaluation_pixels_are_torchvisions(tree: Path, interpolation: str) -> N
 
 def test_training_crops_are_torchvisions_in_the_original_image(tree: Path) -> None:
     found, index = loaded(tree, mean=[0, 0, 0], std=[1, 1, 1]), torch.tensor([35, 0, 7, 7, 12])
-    out = fetch(found.train, found, index, recipe(random_resized_crop={}), (3, 5), view=1)
+    out = fetch(found.train, index, recipe(random_resized_crop={}), (3, 5), view=1)
     sizes = [opened(tree, images(found).name(i)).size for i in index.tolist()]
     height_B, width_B = images(found).sizes(index)
     assert list(zip(width_B.tolist(), height_B.tolist(), strict=True)) == sizes
@@ -114,8 +114,8 @@ def test_training_crops_are_torchvisions_in_the_original_image(tree: Path) -> No
 
 def test_without_a_resized_crop_training_starts_from_the_evaluation_view(tree: Path) -> None:
     found, index = loaded(tree), torch.arange(36)
-    whole = fetch(found.train, found, index)
-    flipped = fetch(found.train, found, index, recipe(flip=True), (0, 0))
+    whole = fetch(found.train, index)
+    flipped = fetch(found.train, index, recipe(flip=True), (0, 0))
     same = (flipped == whole).flatten(1).all(1)
     assert torch.equal(flipped[~same], whole[~same].flip(3))
     assert 5 < int(same.sum()) < 31
@@ -365,7 +365,7 @@ def test_a_file_that_vanishes_later_stops_with_its_name(tree: Path, tmp_path: Pa
         content = gone.read_bytes()
         gone.unlink()
         with pytest.raises(UserError, match=f"{re.escape(gone.name)} was readable when .* repair the data"):
-            fetch(found.test, found, torch.arange(21))
+            fetch(found.test, torch.arange(21))
         gone.write_bytes(content)
 
 
@@ -384,28 +384,28 @@ def test_pixels_do_not_depend_on_workers_batches_or_interruptions(tree: Path) ->
     key, index = (1, 4), torch.randperm(36, generator=torch.Generator().manual_seed(0))
     every = recipe(**IMAGENET, rand_augment={})
     alone = loaded(tree)
-    expected = [fetch(alone.train, alone, index, every, key, view) for view in (0, 1)]
+    expected = [fetch(alone.train, index, every, key, view) for view in (0, 1)]
     for workers in (1, 2):
         found = loaded(tree, workers=workers)
         for size in (36, 7):
-            parts = list(stream(found.train, found, index.split(size), every, key, views=2))
+            parts = list(stream(found.train, index.split(size), every, key, views=2))
             for view in (0, 1):
                 assert torch.equal(torch.cat([part[view] for part in parts]), expected[view])
-        half = stream(found.train, found, index.split(7), every, key, views=2)
+        half = stream(found.train, index.split(7), every, key, views=2)
         next(half)
-        other = next(stream(found.test, found, [torch.arange(3)]))  # two streams of one pool at a time
-        assert torch.equal(other[0], fetch(alone.test, alone, torch.arange(3)))
+        other = next(stream(found.test, [torch.arange(3)]))  # two streams of one pool at a time
+        assert torch.equal(other[0], fetch(alone.test, torch.arange(3)))
         half.close()
-        (again,) = stream(found.train, found, [index], every, key)
+        (again,) = stream(found.train, [index], every, key)
         assert torch.equal(again[0], expected[0])
         images(found).close()
 
 
 def test_streams_read_ahead_and_keep_their_workers(tree: Path) -> None:
     found = loaded(tree, workers=1)
-    list(stream(found.test, found, [torch.arange(21)]))
+    list(stream(found.test, [torch.arange(21)]))
     (kept,) = images(found, "test").pool.idle[False]
-    list(stream(found.train, found, torch.arange(36).split(5)))
+    list(stream(found.train, torch.arange(36).split(5)))
     assert images(found).pool.idle[False] == [kept]  # one pool for all splits, used again
     worker = kept._iterator._workers[0]
     assert worker.is_alive()
@@ -423,8 +423,8 @@ def test_a_program_that_ends_with_open_workers_ends_quietly(tree: Path, tmp_path
         "from kdbench.suite.fields import Data\n"
         "options = {'path': 'tree', 'size': 8, 'workers': 2}\n"
         "found = data.load(Data(name='folder', options=options), Path(sys.argv[1]))\n"
-        "list(stream(found.test, found, [torch.arange(8)]))\n"
-        "half = stream(found.train, found, torch.arange(16).split(4))\nnext(half)\n"
+        "list(stream(found.test, [torch.arange(8)]))\n"
+        "half = stream(found.train, torch.arange(16).split(4))\nnext(half)\n"
     )
     done = subprocess.run([sys.executable, program, tree.parent], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -432,18 +432,18 @@ def test_a_program_that_ends_with_open_workers_ends_quietly(tree: Path, tmp_path
 
 def test_a_dead_worker_is_a_sentence(tree: Path) -> None:
     found = loaded(tree, workers=1)
-    list(stream(found.test, found, [torch.arange(21)]))
+    list(stream(found.test, [torch.arange(21)]))
     images(found).pool.idle[False][0]._iterator._workers[0].kill()
     with pytest.raises(UserError, match="a process that decodes images died"):
-        list(stream(found.test, found, [torch.arange(21)]))
-    (x,) = next(stream(found.test, found, [torch.arange(21)]))  # and the next stream has another one
+        list(stream(found.test, [torch.arange(21)]))
+    (x,) = next(stream(found.test, [torch.arange(21)]))  # and the next stream has another one
     assert len(x) == 21
 
 
 def test_the_global_generator_belongs_to_the_training(tree: Path) -> None:
     found = loaded(tree, workers=1)
     before = torch.get_rng_state()
-    list(stream(found.train, found, torch.arange(36).split(9), recipe(**IMAGENET), (0, 0)))
+    list(stream(found.train, torch.arange(36).split(9), recipe(**IMAGENET), (0, 0)))
     assert torch.equal(torch.get_rng_state(), before)
     images(found).close()
 
@@ -478,7 +478,7 @@ def test_it_learns(tree: Path) -> None:
     found = loaded(tree)
     made = Recipe.model_validate({"epochs": 12, "batch_size": 12, "optimizer": {"lr": 0.05}, "augment": IMAGENET})
     answer = trained(found, KD(ce_weight=1.0, kd_weight=0.0), made).answer
-    logits_NC = evaluate.split_logits(answer, found.test, found)
+    logits_NC = evaluate.split_answers(answer, found.test)
     assert classification.scores(logits_NC, found.test.labels)["top1"] > 60
 
 
@@ -550,8 +550,8 @@ def test_pixels_are_the_same_on_cuda(tree: Path) -> None:
     found = loaded(tree, workers=2)
     there = found.train.__class__(images(found).to("cuda"), found.train.labels.cuda())
     made = recipe(**IMAGENET, rand_augment={})
-    here = torch.cat([x for (x,) in stream(found.train, found, torch.arange(36).split(8), made, (0, 1))])
-    parts = [x for (x,) in stream(there, found, torch.arange(36, device="cuda").split(8), made, (0, 1))]
+    here = torch.cat([x for (x,) in stream(found.train, torch.arange(36).split(8), made, (0, 1))])
+    parts = [x for (x,) in stream(there, torch.arange(36, device="cuda").split(8), made, (0, 1))]
     assert torch.equal(torch.cat(parts).cpu(), here)
     images(found).close()
 

@@ -160,8 +160,7 @@ def test_resuming_in_the_middle_of_the_fourth_stage_ends_with_the_same_bits(load
     assert len(whole.curves["train/weak4/loss"]) == 8
     # Each stage validates the answer as far as to its student, the last one the whole.
     end = classification.scores(
-        evaluate.split_logits(whole.parts[0], loaded.val, loaded)
-        + evaluate.split_logits(whole.parts[1], loaded.val, loaded),
+        evaluate.split_answers(whole.parts[0], loaded.val) + evaluate.split_answers(whole.parts[1], loaded.val),
         loaded.val.labels,
     )
     assert whole.curves["val/weak2/top1"][3] == end["top1"]
@@ -195,7 +194,7 @@ def test_half_precision_trains_a_ladder_as_single_precision_does(loaded, arm: st
             model.to(device)
         answer = Engine(made).train().answer
         assert {value.dtype for value in answer.parameters()} == {torch.float32}
-        said.append(evaluate.split_logits(answer, on.val, on, precision).flatten())
+        said.append(evaluate.split_answers(answer, on.val, precision).flatten())
     assert not torch.equal(*said)
     assert torch.cosine_similarity(*said, dim=0) > 0.99
 
@@ -392,7 +391,7 @@ def test_a_job_of_the_suite_records_every_prefix_and_keeps_the_whole_ladder(tmp_
     assert Result.from_json(found.to_json()) == found
     kept = Sum([bench.build(job, prefix.role) for prefix in found.prefixes]).eval()
     kept.load_state_dict(load_file(tmp_path / "runs" / "students" / f"{job.key}.safetensors"))
-    said = evaluate.split_logits(kept, bench.data.test, bench.data)
+    said = evaluate.split_answers(kept, bench.data.test)
     top1 = classification.scores(said, bench.data.test.labels)["top1"]
     assert top1 == pytest.approx(found.scores["test/top1"], abs=0.2)
     alone = bench.perform(jobs["cnn", "control"])

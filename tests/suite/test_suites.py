@@ -53,8 +53,9 @@ def test_a_suite_loads_and_says_how_it_is_run(name: str) -> None:
     assert schema == "# yaml-language-server: $schema=../docs/suite.schema.json"
     comments = [line for line in head[:6] if line.startswith("#")]
     assert any(line.startswith(f"#   kdbench run suites/{name}") for line in comments)
-    assert {"none", "kd"} <= set(loaded.methods)  # the mandatory controls
-    assert all(pair.teacher.min_top1 for pair in loaded.file.pairs.values())
+    reference = "kd" if loaded.task.kind == "categorical" else "imitate"
+    assert {"none", reference} <= set(loaded.methods)  # the mandatory controls
+    assert all(pair.teacher.gates(loaded.task.headline.name) for pair in loaded.file.pairs.values())
     jobs = expand(loaded)
     assert len({job.key for job in jobs}) == len(jobs) == len(loaded.cells) * len(loaded.file.seeds)
     assert f"{len(jobs)} jobs" in "".join(head[:6]) or name not in CIFAR

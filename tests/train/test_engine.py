@@ -492,7 +492,7 @@ def test_a_method_reviews_each_learner_once_when_its_stage_is_over(loaded) -> No
     assert seen == [("ta", 1, True), ("student", 1, True)]
     assert trained.notes == ("ta is done", "student is done")
     assert trained.curves["train/ta/mean"][0] is None
-    expected = evaluate.split_logits(trained.answer, loaded.train, loaded).mean().item()
+    expected = evaluate.split_answers(trained.answer, loaded.train).mean().item()
     assert trained.curves["train/student/mean"][-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     again = Engine(task(Reviewed(), loaded), state=saved[1]).train()  # the first stage is not reviewed again
     assert again.notes == trained.notes

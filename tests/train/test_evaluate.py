@@ -9,7 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
+from kdbench.batch import call
+from kdbench.data.batches import Numbers
+from kdbench.data.signature import Input, Signature
+from kdbench.models import size
+from kdbench.models.taps import profile
 from kdbench.tasks import classification
+from kdbench.tasks.classification import Classification
 from kdbench.train import evaluate
 
 
@@ -75,13 +81,50 @@ def test_uniform_predictions_are_calibrated_on_balanced_classes() -> None:
     assert "top5" not in found
 
 
-def test_logits_come_in_order_whatever_the_batch() -> None:
+def test_answers_come_in_order_whatever_the_batch() -> None:
     x = torch.randn(23, 5)
-    model = torch.nn.Linear(5, 3).eval()
-    whole = evaluate.logits(model, [x])
-    for batch in (1, 7, 64):
-        torch.testing.assert_close(evaluate.logits(model, x.split(batch)), whole)
-    assert not whole.requires_grad
+    split = Numbers(x, torch.arange(23), torch.zeros(1, 5), torch.ones(1, 5))
+    model = torch.nn.Linear(5, 3).train()
+    with torch.no_grad():
+        whole = model(x)
+    for batch in (1, 4, 23):
+        found = list(evaluate.asked([model, whole + 1], split, batch=batch))
+        assert torch.cat([index for index, _ in found]).tolist() == list(range(23))
+        torch.testing.assert_close(torch.cat([answers[0] for _, answers in found]), whole)
+        assert torch.equal(torch.cat([answers[1] for _, answers in found]), whole + 1)
+    assert model.training
+    torch.testing.assert_close(evaluate.split_answers(model, split), whole)
+
+
+def test_models_are_in_eval_mode_while_they_are_asked_and_get_their_mode_back() -> None:
+    split = Numbers(torch.ones(6, 2), torch.arange(6), torch.zeros(1, 2), torch.ones(1, 2))
+    model = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.Identity().eval())
+    parts = evaluate.asked([model], split, batch=2)
+    _, (answer,) = next(parts)
+    assert torch.equal(answer, torch.ones(2, 2))
+    parts.close()
+    assert model.training
+
+
+def test_scores_of_a_split_are_those_of_all_its_rows_at_once() -> None:
+    made = torch.Generator().manual_seed(0)
+    said, taught, labels = (torch.randn(1200, 7, generator=made) for _ in range(3))
+    labels = labels.argmax(1)
+    split = Numbers(said, labels, torch.zeros(1, 7), torch.ones(1, 7))
+    found = evaluate.scores([said, said / 3], split, Classification(7), combine="mean", teacher=taught)
+    assert found == classification.scores((said + said / 3) / 2, labels, taught)
+
+
+def test_a_model_of_several_inputs_is_asked_by_name() -> None:
+    class Both(torch.nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return left - right
+
+    signature = Signature({"right": Input((3,)), "left": Input((3,))})
+    assert call(Both(), {"right": torch.ones(2, 3), "left": torch.zeros(2, 3)}).tolist() == [[-1.0] * 3] * 2
+    assert size.count(Both(), signature) == (0, 0)
+    assert profile(Both(), "student", (), classes=3, examples=9, input_shape=signature).input_shape == ()
+    assert evaluate.latency_ms(Both(), signature.zeros(4)) > 0
 
 
 def test_latency_is_positive_milliseconds() -> None:

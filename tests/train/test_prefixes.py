@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from kdbench.tasks import classification, combined
-from kdbench.tasks.classification import leaving
-from kdbench.train.prefixes import THRESHOLDS, exits, ladder, prefixes
+from kdbench.tasks.classification import Classification
+from kdbench.train import prefixes as anytime
+from kdbench.train.prefixes import THRESHOLDS, Steps, leaving
 
+TASK = Classification(7)
 ROLES, SIZES = ("weak1", "weak2", "weak3"), [(10, 100), (20, 300), (40, 500)]
 
 
@@ -30,6 +32,28 @@ def teacher() -> dict[str, torch.Tensor]:
     return {split: torch.randn(n, 7, generator=made) for split, n in (("val", 50), ("test", 80))}
 
 
+def ladder(answers, combine: str) -> list[torch.Tensor]:
+    return anytime.ladder(answers, TASK, combine)
+
+
+def steps(said, labels, teacher, combine: str, thresholds=THRESHOLDS) -> dict[str, Steps]:
+    """Of batches of 16: what comes out does not depend on how a split was cut."""
+    found = {split: Steps(TASK, len(ROLES), combine, thresholds) for split in said}
+    for split, answers in said.items():
+        for index in torch.arange(len(labels[split])).split(16):
+            taught = teacher[split][index] if teacher else None
+            found[split].add([each[index] for each in answers], TASK.targets(labels[split][index]), taught)
+    return found
+
+
+def prefixes(said, labels, teacher, combine: str):
+    return anytime.prefixes(ROLES, SIZES, steps(said, labels, teacher, combine))
+
+
+def exits(macs, said, labels, combine: str, thresholds=THRESHOLDS):
+    return anytime.exits(macs, steps(said, labels, None, combine, thresholds))
+
+
 def test_answers_are_sums_or_means(said) -> None:
     a, b, c = said["val"]
     torch.testing.assert_close(combined([a, b, c], "sum"), a + b + c)
@@ -40,7 +64,7 @@ def test_answers_are_sums_or_means(said) -> None:
 
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 def test_every_prefix_has_scores_size_and_its_role_alone(said, labels, teacher, combine: str) -> None:
-    found = prefixes(ROLES, SIZES, said, labels, teacher, combine)
+    found = prefixes(said, labels, teacher, combine)
     assert [p.role for p in found] == list(ROLES)
     assert [p.parameters for p in found] == [10, 30, 70]
     assert [p.macs for p in found] == [100, 400, 900]
@@ -77,7 +101,7 @@ def test_exits_are_those_of_a_loop_over_images(said, labels, combine: str) -> No
 def test_the_extremes_are_the_first_role_and_the_whole_answer(said, labels, teacher) -> None:
     macs = [m for _, m in SIZES]
     first, last = exits(macs, said, labels, "sum", thresholds=(0.0, 1.1))
-    whole = prefixes(ROLES, SIZES, said, labels, teacher, "sum")
+    whole = prefixes(said, labels, teacher, "sum")
     assert first.macs == {"val": 100, "test": 100}
     assert first.leaving == [1, 0, 0]
     assert last.macs == {"val": 900, "test": 900}
@@ -98,4 +122,4 @@ def test_an_image_leaves_at_the_first_that_is_sure() -> None:
     sure, unsure = torch.tensor([9.0, 0, 0]), torch.zeros(3)
     rows = [[sure, sure, sure], [unsure, sure, unsure], [unsure, unsure, unsure]]
     logits = torch.stack([torch.stack(row) for row in rows], dim=1)
-    assert leaving(logits, 0.9).tolist() == [0, 1, 2]
+    assert leaving(logits.softmax(2).amax(2), 0.9).tolist() == [0, 1, 2]
