@@ -50,7 +50,7 @@ class CSKD(Method):
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({"student": ()}),))

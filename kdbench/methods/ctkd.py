@@ -14,6 +14,7 @@ by the student's optimiser, weight decay included. Views have the same T.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import wide
-from kdbench.method import Method, Prepared, Wrapper, chain, knob
+from kdbench.method import Method, Needs, Prepared, Wrapper, chain, knob
 from kdbench.methods.kd import KD
 from kdbench.methods.ls import LS, through
 
@@ -57,6 +58,9 @@ class CTKD(Wrapper):
             raise ValueError("ls inside would undo every temperature: put it around ctkd")
         if any(getattr(method, "temperature", 1.0) != 1.0 for method in inside):
             raise ValueError("ctkd learns the temperature: give the method inside `temperature: 1`")
+
+    def needs(self) -> Needs:
+        return dataclasses.replace(self.over.needs(), categorical=True)
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> Prepared:
         heads, inner = nn.Module(), Prepared.of(self.over.heads(learner, teachers))

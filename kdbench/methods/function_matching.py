@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import mean_of, soft_kl
-from kdbench.method import Method, knob
+from kdbench.method import Method, Needs, knob
 from kdbench.methods.mixup import Mixup
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class FunctionMatching(Method):
     temperature: float = knob(1.0, "softens both distributions", low=1.0, high=20.0, log=True)
     alpha: float = knob(1.0, "lambda is Beta(alpha, alpha); 0 mixes nothing", low=0.0, high=4.0)
     weight: float = knob(1.0, "weight of the only term", low=0.01, high=100.0, log=True)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True, mixable=True)
 
     def batch(self, batch: Batch) -> Batch:
         return Mixup(alpha=self.alpha).batch(batch)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, knob
+from kdbench.method import Method, Needs, knob
 from kdbench.methods.skew_kl import log_mixture
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class JSD(Method):
     temperature: float = knob(1.0, "softens both distributions", low=1.0, high=20.0, log=True)
     weight: float = knob(1.0, "weight of the divergence", low=0.01, high=100.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         found = mean_of(jsd(learner.rows, t.rows, self.beta, self.temperature) for t in teachers.values())

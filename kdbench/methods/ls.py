@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.losses import wide
-from kdbench.method import Method, Prepared, Refusal, Wrapper
+from kdbench.method import Method, Needs, Prepared, Refusal, Wrapper
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class LS(Wrapper):
     extends: ClassVar[tuple[str, ...]] = ("loss",)
 
     over: Method = KD(temperature=2.0, ce_weight=0.1, kd_weight=9.0)
+
+    def needs(self) -> Needs:
+        return dataclasses.replace(self.over.needs(), categorical=True)
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         if learner.classes < 2:

@@ -50,7 +50,7 @@ class MLKD(Method):
             raise ValueError("temperatures: mlkd needs at least one")
 
     def needs(self) -> Needs:
-        return Needs(views=2)
+        return Needs(views=2, categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         ce = torch.stack([supervised(view, batch) for view in (learner, *learner.views)]).sum()

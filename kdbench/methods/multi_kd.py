@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import log_probabilities, mean_of, soft_kl, supervised, wide
-from kdbench.method import Method, Plan, Refusal, Stage, knob
+from kdbench.method import Method, Needs, Plan, Refusal, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,9 @@ class MultiKD(Method):
     def __post_init__(self) -> None:
         if self.weights and not sum(self.weights) > 0:
             raise ValueError("weights: at least one teacher must have a weight above 0")
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         further = tuple(role for role in roles if re.fullmatch(r"teacher\d+", role)) or ("teacher2",)

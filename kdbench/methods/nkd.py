@@ -46,7 +46,7 @@ class NKD(Method):
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         nkd = mean_of(

@@ -37,7 +37,7 @@ class PSKD(Method):
     alpha: float = knob(0.8, "share of the past answers in the last epoch", low=0.0, high=1.0)
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({"student": ()}),))

@@ -75,7 +75,7 @@ class R2KD(Method):
     as_released: bool = knob(False, "exact ranks, without a gradient")
 
     def needs(self) -> Needs:
-        return Needs(views=2)
+        return Needs(views=2, categorical=True)
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         if learner.classes < 3:

@@ -62,7 +62,7 @@ class RLD(Method):
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         rld = mean_of(self._refined(learner.rows, t.rows, batch.labels) for t in teachers.values())

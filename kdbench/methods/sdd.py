@@ -71,7 +71,7 @@ class SDD(Method):
 
     def needs(self) -> Needs:
         taps = ("block-1", "pooled")
-        return Needs(learner=taps, teacher=taps, hard_labels=True)
+        return Needs(learner=taps, teacher=taps, hard_labels=True, categorical=True)
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         heads = nn.Module()

@@ -57,7 +57,7 @@ class TfKD(Method):
             raise ValueError("as_released is of the virtual form: remove it, or `form: self`")
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         if self.form == "virtual":

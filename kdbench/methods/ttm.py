@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, knob
+from kdbench.method import Method, Needs, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,9 @@ class TTM(Method):
     gamma: float = knob(0.1, "power of the teacher's probabilities", low=0.05, high=1.0, log=True)
     weight: float = knob(45.0, "weight of the divergence", low=0.1, high=100.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         ttm = mean_of(matching(learner.rows, t.rows, self.gamma).mean() for t in teachers.values())

@@ -44,7 +44,7 @@ class WSLD(Method):
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
         wsld = mean_of(wsld_loss(learner.rows, t.rows, batch.labels, self.temperature) for t in teachers.values())

@@ -120,7 +120,7 @@ class TaskContract(Contract):
         count = len(rows) // 3
         weight = (torch.arange(len(rows)) < count).to(rows.dtype)
         weighted = task.supervised(rows, dataclasses.replace(targets, weight=weight))
-        alone = task.supervised(rows[:count], dataclasses.replace(targets, values=targets.values[:count]))
+        alone = task.supervised(rows[:count], _some(targets, torch.arange(count)))
         for name, value in alone.items():
             assert weighted[name].item() == pytest.approx(value.item(), rel=1e-5), "use losses.row_mean"
 
@@ -162,7 +162,9 @@ class TaskContract(Contract):
         scorer = task.scorer()
         for part in self.parts(rows, targets, None):
             scorer.add(*part)
-        assert all(value.ndim < 2 or value.shape[-1] == 1 for value in _tensors(vars(scorer)))
+        kept = list(_tensors(vars(scorer)))
+        assert all(value.ndim < 2 or value.shape[-1] == 1 for value in kept)
+        assert sum(value.numel() for value in kept) <= 12 * len(rows) + 100 * task.outputs
 
     def scored(self, task: Task, parts: list[tuple[Tensor, Targets, Tensor | None]]) -> dict[str, float]:
         scorer = task.scorer()
@@ -175,8 +177,7 @@ class TaskContract(Contract):
     ) -> Iterator[tuple[Tensor, Targets, Tensor | None]]:
         """The same rows in batches of unequal size."""
         for index in torch.arange(len(rows)).split([5, len(rows) - 6, 1]):
-            part = dataclasses.replace(targets, values=targets.values[index])
-            yield rows[index], part, None if teacher is None else teacher[index]
+            yield rows[index], _some(targets, index), None if teacher is None else teacher[index]
 
     # answers ---------------------------------------------------------------------------------------------------------
     def test_equal_answers_together_are_one(self, task: Task) -> None:
@@ -193,6 +194,12 @@ class TaskContract(Contract):
         assert found.shape == (len(rows),)
         if task.kind == "categorical":
             assert (task.confidence(self.right(task, targets)) >= found).all()
+
+
+def _some(targets: Targets, index: Tensor) -> Targets:
+    """The targets of some rows."""
+    weight = None if targets.weight is None else targets.weight[index]
+    return dataclasses.replace(targets, values=targets.values[index], weight=weight)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

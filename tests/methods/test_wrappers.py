@@ -180,7 +180,7 @@ def test_teacher_and_student_see_the_same_mixed_pixels() -> None:
 def test_methods_that_need_hard_labels_are_not_mixed(inner: Method) -> None:
     with pytest.raises(Refusal, match="hard labels"):
         Mixup(inner).needs()
-    assert Chain(Mixup(KD())).needs() == Needs()
+    assert Chain(Mixup(KD())).needs() == Needs(categorical=True, mixable=True)
 
 
 # active --------------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_weights_follow_the_lack_of_confidence() -> None:
 
 def test_active_samples_from_the_probe() -> None:
     method = Active(FitNet(), gamma=2.0, floor=0.5)
-    assert method.needs() == dataclasses.replace(FitNet().needs(), probe=True)
+    assert method.needs() == dataclasses.replace(FitNet().needs(), probe=True, categorical=True)
     logits = torch.randn(EXAMPLES, CLASSES, generator=torch.Generator().manual_seed(0))
     weights = method.sample(Probe(logits, torch.zeros(EXAMPLES, dtype=torch.int64), 0, 10))
     assert weights is not None
@@ -218,7 +218,7 @@ def test_two_wrappers_that_set_the_same_member_are_refused(outer, inner) -> None
 def test_a_tower_of_wrappers_delegates_all_the_way() -> None:
     tower = Chain(Active(Mixup(FitNet(weight=7.0))))
     assert clashes(tower) == []
-    assert tower.needs() == Needs(learner=("block2",), teacher=("block2",), probe=True)
+    assert tower.needs() == Needs(("block2",), ("block2",), probe=True, categorical=True, mixable=True)
     problem, given = Problem(tower), batch()
     assert problem.terms(given).keys() == {"ce", "fitnet"}
     assert not tower.batch(batch()).targets.hard

@@ -319,7 +319,7 @@ def test_a_users_function_that_declares_its_taps(folder: Path) -> None:
         ("nothing", {}, ["must return a torch.nn.Module", "NoneType"]),
         ("failing", {}, ["KeyError", "a surprise"]),
         ("unreached", {}, ["never reaches the lazy parameter spare.weight"]),
-        ("too_deep", {}, ["lazy layers", "first pass over 3x32x32 images failed"]),
+        ("too_deep", {}, ["lazy layers", "first pass over 3x32x32 inputs failed"]),
         ("extra", {}, ["'_extra_state', a dict, of get_extra_state", "keep it in a buffer"]),
         ("without_size", {}, ["'size'", "function(classes=, channels=, size=, **options)"]),
     ],

@@ -210,7 +210,7 @@ def test_a_second_ctrl_c_does_not_wait(loaded, third: int) -> None:
 def test_progress_counts_steps_where_the_recipe_does(loaded) -> None:
     heard = []
     Engine(task(KD(), loaded, recipe_=steps(7, validate_every=3)), watch=heard.append).train()
-    assert [(p.unit, p.epoch + 1, p.epochs) for p in heard] == [("step", 3, 7), ("step", 6, 7), ("step", 7, 7)]
+    assert [(p.clock, p.epoch + 1, p.epochs) for p in heard] == [("step", 3, 7), ("step", 6, 7), ("step", 7, 7)]
 
 
 def test_a_divergence_says_in_which_steps(loaded) -> None:
