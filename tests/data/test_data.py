@@ -234,7 +234,7 @@ def test_a_users_file_is_checked_like_ours(mine: Callable[..., DataSet], options
 
 
 def test_a_function_that_returns_something_else(mine: Callable[..., DataSet]) -> None:
-    with pytest.raises(UserError, match=r"must return a kdbench\.data\.Raw, not list"):
+    with pytest.raises(UserError, match=r"must return a kdbench\.Raw, not list"):
         mine("list_of_numbers")
 
 

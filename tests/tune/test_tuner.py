@@ -240,7 +240,7 @@ def test_latency_is_measured_where_it_is_searched_for(tmp_path, objectives: str,
 
 
 def test_several_objectives_give_a_pareto_set(tmp_path) -> None:
-    text = "trials: 4, objectives: [val/top1, macs], space: {student.options.widths: [[4, 8, 8], [2, 2, 2], [8, 8, 8]]}"
+    text = "trials: 4, objectives: [val/top1, macs], space: {student.options.widths: [[4, 8, 8], [2, 2, 2], [4, 4, 8]]}"
     desk = Desk(tmp_path / "d", with_tune(text))
     tuner = desk.tune()
     session.conclude(tuner, desk.folder / "board")
