@@ -115,7 +115,7 @@ def examples() -> dict[str, str]:
 def test_every_python_example_of_the_documents_works(tmp_path: Path) -> None:
     """Methods pass their contract, and tests pass."""
     written = examples()
-    assert {"logit_mse", "embed", "halves"} <= set(written)
+    assert {"match_logits", "embed", "halves"} <= set(written)
     for name, block in written.items():
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(block), encoding="utf-8")
     (tmp_path / "test_halves.py").write_text(
