@@ -106,7 +106,7 @@ class MethodContract(Declarations):
             assert value.item() == pytest.approx(narrow[name].item(), rel=2e-3, abs=1e-5), f"{name}; {DRAW}"
 
     def test_bfloat16_features_are_compared_in_float32(self, method: Method) -> None:
-        """Under autocast; layers in heads, learning or frozen, compute as the engine says: their terms may differ a bit."""
+        """Under autocast; layers in heads, learning or frozen, compute as the engine says: terms may differ a bit."""
         problem = Problem(method)
         layers = any(True for _ in problem.heads.parameters())
         found = rounded_terms(problem)
