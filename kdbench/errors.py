@@ -13,7 +13,7 @@ HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]
 
 
 def shown(text: str, most: int | None = None) -> str:
-    """Text of a user's as one line that is safe to print: `\\x1b`, `\\n` and the like are spelt out.
+    """A user's text, letter by letter, as one line that is safe to print: `\\x1b`, `\\n` and the like are spelt out.
 
     Args:
         most: characters, where the end does not matter.
@@ -43,9 +43,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """Somebody's text on one line; what a terminal would obey (escape sequences, reversed writing) is shown escaped."""
-    line = " ".join(str(text).split())
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    """Prose on one line: white space of any kind is one space, the rest as `shown`."""
+    return shown(" ".join(str(text).split()))
 
 
 SUFFIXES = (".yaml", ".yml")

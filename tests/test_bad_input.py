@@ -12,12 +12,12 @@ from commands import Done, kdbench
 from training import LITTLE
 
 from kdbench import models
-from kdbench.cli.options import parse_seeds, pick_device, pick_devices
+from kdbench.cli.options import MOST_SEEDS, parse_seeds
 from kdbench.errors import HIDDEN, UserError, shown
 from kdbench.models import build
-from kdbench.run.opened import MOST_SEEDS
 from kdbench.suite.fields import SECOND_ORDER, Optimizer
 from kdbench.suite.load import load
+from kdbench.train.devices import pick_device, pick_devices
 from kdbench.train.recipe import try_optimizer
 
 SUITE = """\

@@ -19,7 +19,7 @@ from kdbench.methods.opdf import OPDF
 from kdbench.methods.progressive import Progressive
 from kdbench.pairing import Pairing, pairing
 from kdbench.train.engine import Engine
-from kdbench.train.state import Task
+from kdbench.train.state import Training
 
 ROLES = ("teacher", "student", "ta", "weak1", "weak2", "control")
 ALL = Pairing()
@@ -69,7 +69,7 @@ def seen(method: Method, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[
     monkeypatch.setattr(type(method), "batch", before)  # mixup changes what it is given: the same for all
     for role in plan.frozen:
         roles[role].eval().requires_grad_(False)
-    Engine(Task(method, plan, roles, loaded, recipe(epochs=1), 0)).train()
+    Engine(Training(method, plan, roles, loaded, recipe(epochs=1), 0)).train()
     order = [batch.index_B.tolist() for _, batch in batches]
     return set(plan.answer), order, [batch.x.sum().item() for _, batch in batches]
 

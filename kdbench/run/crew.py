@@ -180,7 +180,7 @@ class Crew:
         elif name == worker.WARN:
             self.listener.warn(str(arguments[0]))
         elif name == worker.STOP:
-            raise UserError(str(arguments[0]))
+            raise UserError(*arguments)
         elif name == worker.SPENT:
             self._dismiss(hand)
         elif assignment is not None:

@@ -32,7 +32,7 @@ def main(connection: Connection, setting: Setting, device: str, threads: int, pa
         try:
             _serve(connection, setting, device, threads)
         except UserError as error:
-            connection.send((STOP, str(error)))
+            connection.send((STOP, *map(str, error.args)))  # line by line
 
 
 def _serve(connection: Connection, setting: Setting, device: str, threads: int) -> None:

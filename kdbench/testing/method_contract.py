@@ -106,13 +106,13 @@ class MethodContract(Declarations):
             assert value.item() == pytest.approx(narrow[name].item(), rel=2e-3, abs=1e-5), f"{name}; {DRAW}"
 
     def test_bfloat16_features_are_compared_in_float32(self, method: Method) -> None:
-        """Under autocast; layers in heads compute as the engine says, so that their terms may differ a little."""
+        """Under autocast; layers in heads, learning or frozen, compute as the engine says: terms may differ a bit."""
         problem = Problem(method)
-        trained = any(p.requires_grad for p in problem.heads.parameters())
+        layers = any(True for _ in problem.heads.parameters())
         found = rounded_terms(problem)
         for name, value in found[torch.bfloat16].items():
             assert value.dtype == torch.float32, f"{name}: use losses.wide"
-            expected = pytest.approx(found[torch.float32][name].item(), rel=0.1 if trained else 1e-5, abs=1e-6)
+            expected = pytest.approx(found[torch.float32][name].item(), rel=0.1 if layers else 1e-5, abs=1e-6)
             assert value.item() == expected, f"{name}: use losses.wide and losses.full_precision"
 
     def test_the_order_of_a_batch_does_not_matter(self, method: Method) -> None:

@@ -68,7 +68,7 @@ class Workers:
             hand.deaths = 0 if counts else hand.deaths
             self.screen.say(text, counts)
         elif name == STOP:
-            raise UserError(str(arguments[0]))
+            raise UserError(*arguments)
         elif name == DONE:
             self.hands.remove(hand)
             processes.leave(hand.process, PATIENCE)
@@ -94,7 +94,7 @@ def main(connection: Connection, order: Order, device: str, threads: int, parent
             _work(connection, order, device, threads)
             connection.send((DONE,))
         except UserError as error:
-            connection.send((STOP, str(error)))
+            connection.send((STOP, *map(str, error.args)))  # line by line
 
 
 def _work(connection: Connection, order: Order, device: str, threads: int) -> None:

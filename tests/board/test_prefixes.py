@@ -104,7 +104,11 @@ def test_only_finished_results_with_prefixes_count() -> None:
 
 
 def test_every_method_with_prefixes_is_in_its_table_in_the_order_of_the_rows() -> None:
-    given = [*records("p", {"none": NONE, "kd": KD}), *ladder("p", "a"), *ladder("p", "b", shift=2.0)]
+    given = [
+        *records("p", {"none": NONE, "kd": KD}),
+        *ladder("p", "a", macs=10_000),
+        *ladder("p", "b", macs=10_000, shift=2.0),
+    ]
     suite = heading({"p": ["none", "kd", "a", "b"]}, reported={("p", "b"): CLAIM}, notes={"p": "ours"})
     table = rank(suite, given).tables[0]
     assert [found.label for found in table.anytime] == ["b", "a"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from test_tracks import SUITE, finished, suite
+from board_tracks import SUITE, finished, suite
 
 from kdbench.cli.listing import results
 from kdbench.run.store import Store

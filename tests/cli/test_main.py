@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from commands import kdbench
+from stopping import METHOD, steps, stop
 from training import LITTLE
 
 SUITE = LITTLE
@@ -126,41 +125,44 @@ def test_a_failing_job_gives_exit_code_1_and_is_listed(folder: Path) -> None:
     assert "2" in (folder / "leaderboard" / "little.md").read_text()
 
 
-LONG = SUITE.replace("epochs: 2,", "epochs: 400,")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[dict]]:
+    """Steps and results of a run that nobody stops."""
+    folder = stoppable(tmp_path_factory.mktemp("undisturbed"))
+    done = kdbench(folder, "run", "long.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    return steps(folder), json.loads(done.stdout)["results"]
+
+
+def stoppable(folder: Path) -> Path:
+    (folder / "halting.py").write_text(METHOD)
+    text = SUITE.replace("seeds: [0, 1]", "seeds: [0]").replace(
+        "  none:\n  kd:\n", "  halting: {method: ./halting.py}\n"
+    )
+    (folder / "long.yaml").write_text(text.replace("epochs: 2,", "epochs: 3,"))
+    return folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_continues_and_ends_with_the_same_numbers(folder: Path, number: signal.Signals) -> None:
-    text = LONG.replace("seeds: [0, 1]", "seeds: [0]").replace("  kd:\n", "").replace("400", "60")
-    (folder / "long.yaml").write_text(text)
-    whole = kdbench(folder, "run", "long.yaml", "--results", "whole", "--runs", "whole-runs", "--json")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdbench", "run", "long.yaml"],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    checkpoints = folder / "runs" / "checkpoints"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if (folder / "runs" / "teachers").exists() and list(checkpoints.glob("*.pt")):
-            process.send_signal(number)
-            break
-        time.sleep(0.01)
-    _, errors = process.communicate(timeout=30)
+def test_a_stopped_run_continues_and_ends_with_the_same_numbers(
+    tmp_path: Path, undisturbed: tuple[int, list[dict]], number: signal.Signals
+) -> None:
+    folder = stoppable(tmp_path)
+    code, errors = stop(folder, number, "run", "long.yaml")
     if number is signal.SIGINT:
-        assert process.returncode == 130, errors
+        assert code == 130, errors
         assert "The same command continues" in errors
         assert "Traceback" not in errors
     else:
-        assert process.returncode == -9
+        assert code == -9
     assert not list((folder / "leaderboard").glob("results/little/*.json"))
+    before = steps(folder) - 1  # the last was not ended
     done = kdbench(folder, "run", "long.yaml", "--json")
     assert done.returncode == 0, done.stderr
-    scores = [json.loads(text)["results"][0]["scores"] for text in (done.stdout, whole.stdout)]
-    assert scores[0] == scores[1]
+    whole, (result,) = undisturbed
+    assert (before > 0, before + steps(folder)) == (True, whole)
+    (found,) = json.loads(done.stdout)["results"]
+    assert found["scores"] == result["scores"]
 
 
 def test_show_and_doctor_answer(folder: Path) -> None:

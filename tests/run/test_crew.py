@@ -238,9 +238,22 @@ def test_a_job_of_another_run_is_awaited_and_the_rest_goes_on(bench: Bench) -> N
     assert sum("another run" in sentence for sentence in bench.warned) == 1
 
 
-def test_what_is_wrong_with_the_input_stops_the_crew_with_the_sentence(bench: Bench) -> None:
-    with pytest.raises(UserError, match="the disk is full"):
-        bench.run(lambda task, made: [(worker.STOP, "the disk is full")])
+def test_what_is_wrong_with_the_input_stops_the_crew_with_its_sentences(bench: Bench) -> None:
+    with pytest.raises(UserError) as raised:
+        bench.run(lambda task, made: [(worker.STOP, "s.yaml:1:1: the disk is full", "s.yaml:2:1: so is the other")])
+    assert str(raised.value).splitlines() == ["s.yaml:1:1: the disk is full", "s.yaml:2:1: so is the other"]
+
+
+def test_a_worker_passes_on_what_is_wrong_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*arguments: object) -> None:
+        raise UserError("one", Path("two"))
+
+    monkeypatch.setattr(worker, "_serve", serve)
+    monkeypatch.setattr(worker, "follow", lambda parent: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda number, handler: None)
+    mine, theirs = multiprocessing.Pipe()
+    worker.main(theirs, None, "cpu", 1, 0)  # type: ignore[arg-type]
+    assert mine.recv() == (worker.STOP, "one", "two")
 
 
 @pytest.mark.parametrize("late", [False, True])

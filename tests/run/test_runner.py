@@ -329,7 +329,7 @@ def watched(desk: Desk) -> tuple[list[str], Summary]:
     return epochs, run(jobs, bench, store)
 
 
-@pytest.mark.parametrize("module", ["store", "teachers"])
+@pytest.mark.parametrize("module", ["run.store", "train.teachers"])
 def test_a_full_disk_costs_no_training(desk: Desk, tmp_path_factory, monkeypatch, module: str) -> None:
     desk.write(LITTLE.replace("seeds: [0, 1]", "seeds: [0]"))
     other = Desk(tmp_path_factory.mktemp("undisturbed"), desk.path.read_text())
@@ -342,7 +342,7 @@ def test_a_full_disk_costs_no_training(desk: Desk, tmp_path_factory, monkeypatch
     assert len(kept) == 1
     epochs, summary = watched(desk)
     none = ["p/none seed 0"] * 2
-    assert epochs == [*(none if module == "teachers" else []), *["p/kd seed 0"] * 2]
+    assert epochs == [*(none if module == "train.teachers" else []), *["p/kd seed 0"] * 2]
     assert [(r.scores, r.curves) for r in summary.results] == [(r.scores, r.curves) for r in undisturbed]
     assert not list((desk.folder / "runs" / "checkpoints").glob("*"))
 

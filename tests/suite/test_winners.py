@@ -71,7 +71,7 @@ def test_a_file_reads_back_and_equal_content_leaves_it_alone(tmp_path: Path) -> 
 def test_a_damaged_file_or_a_folder_in_the_way_is_a_sentence(tmp_path: Path) -> None:
     path = write(winner(), tmp_path)
     good = json.loads(path.read_text())
-    wrong = {"trials": "3", "value": math.nan, "seeds": ["x"], "expected_best": [], "overrides": {"a": math.inf}}
+    wrong = {"trials": "3", "value": math.nan, "seeds": ["x"], "values": [], "overrides": {"a": math.inf}}
     spoilt = [json.dumps(good | {name: value}) for name, value in {**wrong, "pair": "q", "bogus": 1}.items()]
     for text in ("{", "[]", '{"suite": "s"}', "[" * 100_000, *spoilt):
         path.write_text(text)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from commands import Done, kdbench
 from optuna.trial import TrialState
+from stopping import METHOD, steps, stop
 from training import LITTLE
 
 from kdbench.errors import UserError
@@ -240,7 +241,7 @@ def test_latency_is_measured_where_it_is_searched_for(tmp_path, objectives: str,
 
 
 def test_several_objectives_give_a_pareto_set(tmp_path) -> None:
-    text = "trials: 4, objectives: [val/top1, macs], space: {student.options.widths: [[4, 8, 8], [2, 2, 2], [8, 8, 8]]}"
+    text = "trials: 4, objectives: [val/top1, macs], space: {student.options.widths: [[4, 8, 8], [2, 2, 2], [4, 4, 8]]}"
     desk = Desk(tmp_path / "d", with_tune(text))
     tuner = desk.tune()
     session.conclude(tuner, desk.folder / "board")
@@ -424,26 +425,44 @@ def wait_for_a_trial(folder: Path, process: subprocess.Popen) -> int:
     raise AssertionError(process.communicate())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_tune_continues_with_the_same_trials(folder: Path, number: signal.Signals) -> None:
-    text = with_tune("trials: 2", SUITE).replace("epochs: 2", "epochs: 60").replace("  none:\n", "")
-    (folder / "long.yaml").write_text(text)
-    whole = kdbench(folder, "tune", "long.yaml", "--results", "whole", "--runs", "whole-runs")
-    assert whole.returncode == 0, whole.stderr
-    process = begin(folder)
-    wait_for_a_trial(folder, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    if number is signal.SIGINT:
-        assert process.returncode == 130, errors
-        assert "The same command continues" in errors
-        assert "Traceback" not in errors
+def stoppable(folder: Path) -> Path:
+    (folder / "halting.py").write_text(METHOD)
+    text = with_tune("trials: 2", SUITE).replace("epochs: 2", "epochs: 3")
+    (folder / "long.yaml").write_text(text.replace("  none:\n  kd:\n", "  halting: {method: ./halting.py}\n"))
+    return folder
+
+
+def chosen(folder: Path) -> dict[str, object]:
+    """What tuning found, but for the time it took."""
+    found = json.loads((folder / "leaderboard/tuned/little/p/halting.json").read_text())
+    return {name: value for name, value in found.items() if name != "gpu_seconds"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, object]]:
+    """Steps and winner of a tuning that nobody stops."""
+    folder = stoppable(tmp_path_factory.mktemp("undisturbed"))
     done = kdbench(folder, "tune", "long.yaml")
     assert done.returncode == 0, done.stderr
-    found = [json.loads((folder / root / "tuned/little/p/kd.json").read_text()) for root in ("leaderboard", "whole")]
-    for one in found:
-        del one["gpu_seconds"]
-    assert found[0] == found[1]
+    return steps(folder), chosen(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_tune_continues_with_the_same_trials(
+    tmp_path: Path, undisturbed: tuple[int, dict[str, object]], number: signal.Signals
+) -> None:
+    folder = stoppable(tmp_path)
+    code, errors = stop(folder, number, "tune", "long.yaml")
+    if number is signal.SIGINT:
+        assert code == 130, errors
+        assert "The same command continues" in errors
+        assert "Traceback" not in errors
+    else:
+        assert code == -9
+    before = steps(folder) - 1  # the last was not ended
+    done = kdbench(folder, "tune", "long.yaml")
+    assert done.returncode == 0, done.stderr
+    assert (before > 0, (before + steps(folder), chosen(folder))) == (True, undisturbed)
 
 
 @pytest.mark.slow
