@@ -20,9 +20,9 @@ from kdbench.errors import did_you_mean, near
 from kdbench.files import is_file
 from kdbench.method import Method, Plan, Refusal
 from kdbench.suite.fields import Augment, Pair, Recipe, RecipeOverride, SuiteFile, Tune, patched, rung_role
+from kdbench.suite.nodes import Node, Problems, kind
 from kdbench.suite.search_checks import student_models
 from kdbench.suite.sentences import report
-from kdbench.suite.yaml import Node, Problems, kind
 
 _PAIR_FIELDS = tuple(name for name in Pair.model_fields if name not in ("teacher", "student"))
 _GLOB = frozenset("*?[")

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from kdbench import plugins
 from kdbench.method import Method, Refusal, clashes
 from kdbench.suite.knobs import RESERVED, method_model
+from kdbench.suite.nodes import Node, Problems, kind
 from kdbench.suite.sentences import report
-from kdbench.suite.yaml import Node, Problems, kind
 
 
 def configure(root: Node, folder: Path, problems: Problems) -> tuple[dict[str, Method], dict[str, str]]:

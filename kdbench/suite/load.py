@@ -20,9 +20,10 @@ from kdbench.files import is_file
 from kdbench.method import Method, chain
 from kdbench.suite import checks, fields, search_checks, tasks
 from kdbench.suite.configure import configure
+from kdbench.suite.nodes import Node, Path_, Problems
 from kdbench.suite.schema import schema, schema_text
 from kdbench.suite.sentences import report
-from kdbench.suite.yaml import Node, Path_, Problems, read
+from kdbench.suite.yaml import read
 from kdbench.tasks import Task
 
 __all__ = ["Suite", "load", "schema", "schema_text"]

@@ -19,8 +19,8 @@ from kdbench.result import Cost
 from kdbench.suite import search_rules
 from kdbench.suite.fields import RecipeOverride
 from kdbench.suite.knobs import method_model
+from kdbench.suite.nodes import Node, Problems, kind
 from kdbench.suite.sentences import annotation_at, fields, is_model, report
-from kdbench.suite.yaml import Node, Problems, kind
 from kdbench.tasks import Task
 
 COSTS = tuple(name for name in Cost.__dataclass_fields__ if name not in ("trials", "epochs"))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from kdbench.method import Method, chain, knobs
 from kdbench.suite.fields import RecipeOverride
+from kdbench.suite.nodes import Node, Problems
 from kdbench.suite.schema import knob_annotation
 from kdbench.suite.sentences import annotation_at, bare, is_whole
-from kdbench.suite.yaml import Node, Problems
 from kdbench.tasks import Task
 
 

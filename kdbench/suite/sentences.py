@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union
 from pydantic import BaseModel, ValidationError
 
 from kdbench.errors import did_you_mean
-from kdbench.suite.yaml import Node, Problems, kind
+from kdbench.suite.nodes import Node, Problems, kind
 
 Step = str | int
 

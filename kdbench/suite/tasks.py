@@ -9,7 +9,7 @@ from kdbench import plugins
 from kdbench.errors import did_you_mean
 from kdbench.method import Method
 from kdbench.suite.checks import roles
-from kdbench.suite.yaml import Node, Problems
+from kdbench.suite.nodes import Node, Problems
 from kdbench.tasks import Task
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.suite.yaml import Node, Problems, dotted, read
+from kdbench.suite.nodes import Node, Problems, dotted
+from kdbench.suite.yaml import read
 
 
 def parse(folder: Path, text: str | bytes) -> tuple[Node, list[str]]:
