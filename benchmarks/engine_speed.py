@@ -20,11 +20,14 @@ import torch
 import torch.nn.functional as F
 
 from kdbench import models
-from kdbench.data import DataSet, Split
+from kdbench.data import DataSet
 from kdbench.data.augment import pixels
+from kdbench.data.batches import Images
+from kdbench.data.signature import Signature
 from kdbench.methods.kd import KD
 from kdbench.methods.none import NoTeacher
 from kdbench.suite.fields import Augment, Recipe
+from kdbench.tasks.classification import Classification
 from kdbench.train import memory
 from kdbench.train.engine import Engine
 from kdbench.train.recipe import autocast, precision_on
@@ -37,12 +40,13 @@ def data(device: torch.device, steps: int) -> DataSet:
     """Random uint8 images in CIFAR's shape; the set is as large as CIFAR-10's, an epoch as long as asked."""
     rng = torch.Generator().manual_seed(0)
 
-    def split(n: int) -> Split:
+    def split(n: int) -> Images:
         images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=rng)
-        return Split(images.to(device), torch.randint(0, 10, (n,), generator=rng).to(device))
+        labels = torch.randint(0, 10, (n,), generator=rng)
+        return Images(images, labels, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)).move(device)
 
-    train = split(steps * BATCH)
-    return DataSet("random", 10, 3, 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), train, split(64), split(64), "", "")
+    train, val, test = split(steps * BATCH), split(64), split(64)
+    return DataSet("random", Classification(10), Signature.of((3, 32, 32)), train, val, test, "", "")
 
 
 def bare(kind: str, device: torch.device, loaded: DataSet, steps: int) -> float:
