@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -60,7 +61,7 @@ seeds: [3, 4]
 """
 
 BOTH = '''
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from kdbench.losses import supervised
 from kdbench.method import Method, Plan, Refusal, Stage, knob
 
@@ -678,7 +679,7 @@ def test_the_tuned_student_is_another_job(trained: Path, tmp_path: Path) -> None
     tuned = deployed.job_of(suite, "cnn", "simkd", **asked)
     with pytest.raises(formats.UserError, match="cnn/kd has not been tuned"):
         deployed.job_of(suite, "cnn", "kd", **asked)
-    winners.write(replace(found, space_hash="0" * 12), tmp_path)  # of another space
+    winners.write(dataclasses.replace(found, space_hash="0" * 12), tmp_path)  # of another space
     with pytest.raises(formats.UserError, match="cnn/simkd has not been tuned as the suite is now"):
         deployed.job_of(suite, "cnn", "simkd", **asked)
     plain = deployed.job_of(suite, "cnn", "simkd", fingerprint="f")
