@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -667,16 +668,20 @@ def test_the_tuned_student_is_another_job(trained: Path, tmp_path: Path) -> None
     (tmp_path / "both.py").write_text(BOTH)
     (tmp_path / "s.yaml").write_text(text)
     suite = load(tmp_path / "s.yaml")
-    fields = dict.fromkeys(winners.Winner.__dataclass_fields__)
-    known = {"suite": "little", "pair": "cnn", "method": "simkd", "overrides": {"factor": 4}, "trials": 2}
-    known |= {"space_hash": winners.cell_of(suite, "cnn", "simkd").hash}
-    found = winners.Winner(**{**fields, **known})  # type: ignore[arg-type]
+    found = winners.Winner(
+        suite="little", pair="cnn", method="simkd", space_hash=winners.cell_of(suite, "cnn", "simkd").hash,
+        overrides={"factor": 4}, knobs={"factor": 4}, trials=2, pruned=0, failed=0, gpu_seconds=1.0, metric="val/top1",
+        value=50.0, values=[40.0, 50.0], default_value=40.0, epochs=2, seeds=[1000], sampler="tpe",
+        objectives=["val/top1"],
+    )  # fmt: skip
+    winners.write(found, tmp_path)
     asked: dict = {"fingerprint": "f", "tuned": tmp_path}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winners, "read", lambda root, suite, pair, label: found if label == "simkd" else None)
-        tuned = deployed.job_of(suite, "cnn", "simkd", **asked)
-        with pytest.raises(formats.UserError, match="cnn/kd has not been tuned"):
-            deployed.job_of(suite, "cnn", "kd", **asked)
+    tuned = deployed.job_of(suite, "cnn", "simkd", **asked)
+    with pytest.raises(formats.UserError, match="cnn/kd has not been tuned"):
+        deployed.job_of(suite, "cnn", "kd", **asked)
+    winners.write(dataclasses.replace(found, space_hash="0" * 12), tmp_path)  # of another space
+    with pytest.raises(formats.UserError, match="cnn/simkd has not been tuned as the suite is now"):
+        deployed.job_of(suite, "cnn", "simkd", **asked)
     plain = deployed.job_of(suite, "cnn", "simkd", fingerprint="f")
     assert (tuned.method.factor, plain.method.factor, tuned.track) == (4, 2, "tuned")  # type: ignore[attr-defined]
     assert tuned.seed == plain.seed == 3
