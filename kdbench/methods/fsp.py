@@ -80,6 +80,4 @@ class FSP(Method):
     def _flows(self, learner: Out, teacher: Out) -> Tensor:
         maps_s, maps_t = ([as_map(block) for block in out.blocks] for out in (learner, teacher))
         pairs = alike([m.shape[1] for m in maps_s], [m.shape[1] for m in maps_t])
-        return torch.stack(
-            [fsp_loss((maps_s[i], maps_s[i + 1]), (maps_t[j], maps_t[j + 1])) for i, j in pairs]
-        ).sum()
+        return torch.stack([fsp_loss((maps_s[i], maps_s[i + 1]), (maps_t[j], maps_t[j + 1])) for i, j in pairs]).sum()
