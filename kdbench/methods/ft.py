@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from kdbench.batch import Batch, Out, Profile
@@ -37,7 +38,7 @@ def ft_loss(factor_s_BDHW: Tensor, factor_t_BDHW: Tensor) -> Tensor:
 def three(widths: tuple[int, int, int, int]) -> nn.Sequential:
     """Three 3x3 convolutions, each with BatchNorm and leaky ReLU."""
     layers: list[nn.Module] = []
-    for width_in, width in zip(widths, widths[1:], strict=False):
+    for width_in, width in pairwise(widths):
         conv = nn.Conv2d(width_in, width, 3, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(width), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)

@@ -8,9 +8,9 @@ R. Miles, A. Lopez Rodriguez, K. Mikolajczyk. BMVC 2022.
 
 Z are pooled features (B, D), the student's embedded (linear) to the teacher's width, each column standardised over the
 batch; G the Gram matrices (B, B) of features of length 1, * the product of entries: Renyi's entropies of order 2 of the
-teacher given the student. Weights 2 and 1 and alpha 1.01 (1.5 for unlike architectures) are the paper's. Deviations: the
-embedding stays where widths agree; 1e-6 is added to the sum in the first logarithm, which has no minimum else; columns
-are standardised by this batch alone.
+teacher given the student. Weights 2 and 1 and alpha 1.01 (1.5 for unlike architectures) are the paper's. Deviations:
+the embedding stays where widths agree; 1e-6 is added to the sum in the first logarithm, which has no minimum else;
+columns are standardised by this batch alone.
 """
 
 from __future__ import annotations

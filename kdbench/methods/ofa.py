@@ -14,8 +14,8 @@ Branches, as released: maps go through separable convolutions of stride 2, one f
 larger of both networks' last widths; tokens are merged 2 x 2 and go through as many transformer blocks (at least one)
 with 4 heads; then mean and linear layer. Of more than four blocks four are taken, evenly spaced, the last among them.
 Deviations: tokens that form no even grid, such as those of a sequence, are not merged, and a class token in front of a
-grid is left out when it is merged; a vector (of a perceptron) goes to the linear layer at once; maps of the last stage through a 1 x 1
-convolution.
+grid is left out when it is merged; a vector (of a perceptron) goes to the linear layer at once; maps of the last stage
+through a 1 x 1 convolution.
 """
 
 from __future__ import annotations

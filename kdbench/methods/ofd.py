@@ -2,7 +2,7 @@
 
 B. Heo, J. Kim, S. Yun, H. Park, N. Kwak, J. Y. Choi. ICCV 2019.
 
-    m_d = E[x | x < 0], x ~ N(beta_d, gamma_d^2)        T = max(t, m)        d(T, s) = 0 where s <= T <= 0, else (T - s)^2
+    m_d = E[x | x < 0], x ~ N(beta_d, gamma_d^2)     T = max(t, m)     d(T, s) = 0 where s <= T <= 0, else (T - s)^2
     L = CE + w sum_l 2^(l - last) mean_b sum d(T^l, r(s^l))
 
 t is the teacher's map (B, D, H, W), r a 1x1 convolution + BatchNorm of the student's; beta, gamma are of the last

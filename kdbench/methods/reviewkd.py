@@ -7,10 +7,10 @@ P. Chen, S. Liu, H. Zhao, J. Jia. CVPR 2021.
     HCL = weighted mean of the squared differences at full size and pooled to 4, 2 and 1 positions a side
 
 So an early block of the teacher is learnt with the help of late blocks of the student. C is a 1x1 convolution to `mid`
-channels, R a 3x3 one, both with BatchNorm; weights of HCL are 1, 1/2, 1/4, 1/8, as long as the map is larger. The pooled
-features come last, as maps of one position. w (0.6 to 8 by pair) = 5, a warm-up of 20 of 240 epochs (shorten it with the
-recipe) and mid = the student's last width, at most 512, are the released values. Blocks are paired from the last
-backwards; maps change their size to the nearest neighbour.
+channels, R a 3x3 one, both with BatchNorm; weights of HCL are 1, 1/2, 1/4, 1/8, as long as the map is larger. The
+pooled features come last, as maps of one position. w (0.6 to 8 by pair) = 5, a warm-up of 20 of 240 epochs (shorten it
+with the recipe) and mid = the student's last width, at most 512, are the released values. Blocks are paired from the
+last backwards; maps change their size to the nearest neighbour.
 """
 
 from __future__ import annotations

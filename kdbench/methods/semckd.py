@@ -6,10 +6,10 @@ D. Chen, J.-P. Mei, Y. Zhang, C. Wang, Z. Wang, Y. Feng, C. Chen. AAAI 2021.
     L = CE + w / S sum_l mean_b sum_l' a_bll' mean (r_ll'(F_s^l) - F_t^l')^2
 
 Each of the student's S blocks learns from all of the teacher's, and attention, which is trained along, says from which
-how much, for each example. r is 1x1, 3x3, 1x1 convolutions with BatchNorm and ReLU and 2 D_t channels inside; w = 400 is
-the released value. The larger map is average-pooled to the smaller. Deviation: queries and keys (linear, ReLU, linear,
-length 1, 128 numbers) are of the pooled maps, not of rows of the batch's similarity matrix, which tie the layer to one
-batch size and to the order of the examples. Heads grow with the product of both numbers of blocks.
+how much, for each example. r is 1x1, 3x3, 1x1 convolutions with BatchNorm and ReLU and 2 D_t channels inside; w = 400
+is the released value. The larger map is average-pooled to the smaller. Deviation: queries and keys (linear, ReLU,
+linear, length 1, 128 numbers) are of the pooled maps, not of rows of the batch's similarity matrix, which tie the layer
+to one batch size and to the order of the examples. Heads grow with the product of both numbers of blocks.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ J. Yang, B. Martinez, A. Bulat, G. Tzimiropoulos. ICLR 2021.
     u = g(v_s)        L = CE + w [ mean (u - v_t)^2 + mean (W_t u - z_t)^2 ]
 
 v are the pooled features (B, D), z_t the teacher's logits, W_t its classifier, frozen: the student's feature, led
-through it, shall answer what the teacher answers. g is a linear layer, BatchNorm, ReLU; both parts have the same weight,
-1 (5 in some re-implementations on CIFAR-100). Deviation: g acts on the pooled feature, not on the last map (a 1x1
-convolution there). A teacher whose classifier is not linear is refused.
+through it, shall answer what the teacher answers. g is a linear layer, BatchNorm, ReLU; both parts have the same
+weight, 1 (5 in some re-implementations on CIFAR-100). Deviation: g acts on the pooled feature, not on the last map (a
+1x1 convolution there). A teacher whose classifier is not linear is refused.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ p = softmax(z / T). Classes that resemble each other lie near, so that mass may 
 normal distributions with diagonal covariances over the last map's places, the student's led through a 1x1 convolution,
 BatchNorm and ReLU. The distance of equal distributions is above 0, by eta's smoothing. A weight of 0 leaves a part out.
 
-T 2, eta 0.05 and ratio 2 are the paper's orders of size; weights, kappa and ten iterations are ours, to be searched (the
-released ones are set by pair). Deviations: similarity of classes is the cosine of classifier rows (the paper's other
-choice is CKA on training images); the target class is not separated.
+T 2, eta 0.05 and ratio 2 are the paper's orders of size; weights, kappa and ten iterations are ours, to be searched
+(the released ones are set by pair). Deviations: similarity of classes is the cosine of classifier rows (the paper's
+other choice is CKA on training images); the target class is not separated.
 """
 
 from __future__ import annotations
