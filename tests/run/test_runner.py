@@ -166,7 +166,7 @@ def test_what_is_read_back_of_a_teacher_is_under_one_digest(desk: Desk, spoil: C
     assert folder.with_name(f"{role.key}.damaged").is_dir()
     assert again.record.sha256 == first.record.sha256
     assert again.record.scores == first.record.scores
-    assert torch.equal(again.val_NC, first.val_NC)
+    assert torch.equal(again.val, first.val)
     desk.warned.clear()
     assert desk.open()[1].teacher(role).record == again.record
     assert not desk.warned
@@ -196,7 +196,7 @@ def odd(kind: str) -> str:
         ("raise", "failed", "ZeroDivisionError: on purpose"),
         ("refuse", "skipped", "odd wants even classes"),
         ("nan", "diverged", "not finite in epoch 1 of 2"),
-        ("mute", "diverged", "after its last epoch its val logits are not finite"),
+        ("mute", "diverged", "after its last epoch its val answers are not finite"),
     ],
 )
 def test_trouble_in_one_job_is_a_result_and_the_others_go_on(desk: Desk, kind: str, status: str, reason: str) -> None:
