@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from training import LITTLE, assert_same
 
 from kdbench.errors import UserError
-from kdbench.run.runner import Listener, Summary, failed, run
+from kdbench.run.runner import Listener, failed, run
+from kdbench.run.summary import Summary
 from kdbench.run.store import Store
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
