@@ -25,6 +25,7 @@ from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole, Job
 from kdbench.tasks import classification, combined
 from kdbench.train import checkpoint, evaluate, memory, prefixes, teachers
+from kdbench.train.devices import one_thread
 from kdbench.train.engine import Engine
 from kdbench.train.provenance import provenance
 from kdbench.train.recipe import precision_on
@@ -52,6 +53,7 @@ class Workbench:
         """The job's data set, read and put on the device."""
         if device.type == "cpu":
             memory.keep_pages()
+            one_thread()
         return cls(on_device(data.load(job.data, root, job.folder), device), device, runs, **callbacks)
 
     def teacher(self, role: FrozenRole) -> Frozen:
