@@ -79,10 +79,10 @@ class Report:
         suite = self.setting.suite
         return (
             "Next:",
-            f"  1. Read the board, {board}: every gain with its interval, every cost, and what may be claimed.",
-            f"  2. Change {suite} (methods, models, data, seeds) and run it again: only what is new is trained. "
+            f"1. Read the board, {board}: every gain with its interval, every cost, and what may be claimed.",
+            f"2. Change {suite} (methods, models, data, seeds) and run it again: only what is new is trained. "
             f"`kdbench tune {suite}` searches the knobs.",
-            "  3. Write a method of your own in ten lines: docs/writing-a-method.md.",
+            "3. Write a method of your own in ten lines: docs/writing-a-method.md.",
         )
 
     def _board(self) -> Board:

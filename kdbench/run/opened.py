@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench import plugins
 from kdbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -122,6 +121,8 @@ class Glance:
 
 def _same_everywhere(suite: Suite) -> bool:
     """Whether the data are one of kdbench's own sets, without options: no files of the user's, that may change."""
+    from kdbench import plugins
+
     data = suite.file.data
     return data.name in plugins.builtin("data") and not data.options
 
