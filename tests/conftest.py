@@ -7,6 +7,7 @@ import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("COLUMNS", "160")
+os.environ["KDBENCH_WORKERS"] = "0"  # in the test's own process, unless the test says otherwise
 
 os.environ["KDBENCH_CACHE"] = tempfile.mkdtemp(prefix="kdbench-cache-")  # nothing into the cache of who tests
 

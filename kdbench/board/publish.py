@@ -26,6 +26,8 @@ from kdbench.suite.load import Suite
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kdbench.board import rows
+
 
 def current(suite: Suite, store: Store) -> list[Result]:
     """The stored results of the default track that the suite as it is now asks for, under its labels.
@@ -55,15 +57,20 @@ def board_of(suite: Suite, store: Store) -> Board:
     return replace(board, tuned=tracks.tuned_track(suite, store, board, _root(store)))
 
 
-def publish(board: Board, root: Path) -> list[Path]:
+def publish(board: Board, root: Path, *, redraw: bool = True) -> list[Path]:
     """Write the board, its pictures and the index; the paths, the board first.
+
+    Args:
+        redraw: even where the page that is there says the same already; else its pictures stay as they are.
 
     Raises:
         UserError: the folder cannot be written, or holds files of these names that are somebody else's.
     """
     page = f"{board.heading.suite}.md"
-    pages = {page: render.markdown(board), **_pictures(board)}
+    said = render.markdown(board)
     try:
+        kept = [] if redraw or _differs(root / page, said) else [root / name for name in _shown(board)]
+        pages = {page: said, **({} if kept and all(path.is_file() for path in kept) else _pictures(board))}
         others = _others(root, page)
         for file in pages:
             if owner := next((name for name, text in others.items() if f"]({file})".casefold() in text.casefold()), ""):
@@ -72,7 +79,14 @@ def publish(board: Board, root: Path) -> list[Path]:
         files.publish({root / file: text for file, text in pages.items()} | {root / "README.md": index})
     except OSError as error:
         raise UserError(f"{root}: cannot write the board ({error.strerror}); give --results DIR") from error
-    return [*(root / file for file in pages), root / "README.md"]
+    return [root / page, *(root / name for name in _shown(board)), root / "README.md"]
+
+
+def _differs(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") != text
+    except (FileNotFoundError, UnicodeDecodeError):
+        return True
 
 
 def _others(root: Path, page: str) -> dict[str, str]:
@@ -93,17 +107,23 @@ def _others(root: Path, page: str) -> dict[str, str]:
 
 
 def _pictures(board: Board) -> dict[str, str]:
-    """File name -> SVG: one of each track that has rows, and one of each pair that has prefixes."""
+    """File name -> SVG."""
     from kdbench.board import picture, picture_prefixes
 
-    drawn = {}
+    return {
+        name: picture.svg(part) if table is None else picture_prefixes.svg(part, table)
+        for name, (part, table) in _shown(board).items()
+    }
+
+
+def _shown(board: Board) -> dict[str, tuple[Board, rows.Table | None]]:
+    """Picture's file name -> what it shows: a track that has rows, or one of its pairs that has prefixes."""
+    found: dict[str, tuple[Board, rows.Table | None]] = {}
     for part in (board, *([board.tuned.board] if board.tuned else [])):
         if part is board or part.has_rows:
-            drawn[part.heading.picture] = picture.svg(part)
-        for table in part.tables:
-            if table.anytime:
-                drawn[part.heading.anytime_picture(table.pair)] = picture_prefixes.svg(part, table)
-    return drawn
+            found[part.heading.picture] = (part, None)
+        found |= {part.heading.anytime_picture(table.pair): (part, table) for table in part.tables if table.anytime}
+    return found
 
 
 def _summaries(pages: Mapping[str, str]) -> list[render.Summary]:

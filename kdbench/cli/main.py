@@ -37,9 +37,11 @@ from kdbench.cli.options import (
     Workers,
     console,
     emit,
+    hired,
     parse_duration,
     parse_seeds,
     refuse_hidden,
+    teller,
     warn,
 )
 from kdbench.cli.recipe import recipe
@@ -47,7 +49,6 @@ from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
 from kdbench.run.opened import Setting
-from kdbench.train.devices import pick_devices
 
 if TYPE_CHECKING:
     from kdbench.cli.session import Session
@@ -105,7 +106,7 @@ def run(
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
-    workers: Workers = 0,
+    workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -127,7 +128,7 @@ def retry(
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
-    workers: Workers = 0,
+    workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -231,7 +232,8 @@ def plan(
     from kdbench.cli.session import Session
 
     setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
-    _print_plan(Session.open(setting, device, console(stderr=True)), as_json, cost=True)
+    screen = console(stderr=True)
+    _print_plan(Session.open(setting.glance(teller(screen)), device, screen), as_json, cost=True)
 
 
 @app.command()
@@ -272,22 +274,33 @@ def _run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """`run` and `retry`: in this process, or with workers where an option asks for what only they can do."""
-    from kdbench.cli.session import Session
+    """`run` and `retry`: at once where nothing is pending, else in this process or with workers."""
+    seconds = parse_duration(timeout) if timeout else None
+    screen = console(stderr=True)
+    seen = setting.glance(teller(screen))
+    nothing = seen.certain and not seen.pending and not dry_run
+    if nothing and not setting.again:
+        from kdbench.cli.report import Report
+        from kdbench.run.summary import summary
 
-    crew = None
-    if workers or devices or timeout:
-        names = pick_devices(devices or device)
-        seconds = parse_duration(timeout) if timeout else None
-        crew = {"workers": workers or len(names), "devices": names, "timeout": seconds}
-    session = Session.open(setting, device if crew is None else "cpu", console(stderr=True))
-    if dry_run:
-        _print_plan(session, as_json, cost=False)
-        return
-    if not session.jobs:
-        typer.echo("nothing to retry: no job failed, diverged or was skipped")
-        return
-    sys.exit(session.run(console(), as_json, crew))
+        done = summary(seen.jobs, seen.store)
+        sys.exit(Report(seen.suite, seen.jobs, seen.store, setting, done).say(console(), as_json))
+    if not nothing:
+        pending = len(seen.pending)
+        name, jobs = seen.suite.file.name, f"{pending} of {len(seen.jobs)} jobs to do"
+        screen.print(f"{name}: {jobs}; loading PyTorch and the data", markup=False, highlight=False, soft_wrap=True)
+        from kdbench.cli.session import Session
+
+        team = hired(workers, device, devices, pending, apart=timeout is not None)
+        session = Session.open(seen, "cpu" if team.workers else device, screen)
+        if dry_run:
+            _print_plan(session, as_json, cost=False)
+            return
+        if session.jobs:
+            if team.why:
+                screen.print(team.why, markup=False, highlight=False, soft_wrap=True)
+            sys.exit(session.run(console(), as_json, team, seconds))
+    typer.echo("nothing to retry: no job failed, diverged or was skipped")
 
 
 def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,8 @@ from kdbench.errors import HIDDEN, UserError, printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from kdbench.run.machine import Staff
 
 MOST_SEEDS = 10_000
 LEADERBOARD, RUNS = Path("leaderboard"), Path("runs")  # defaults of --results and --runs
@@ -65,8 +68,31 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Shorten every training; such results are not comparable.")
 ]
+
+
+def _workers(text: str) -> int:
+    """A number, or AUTO.
+
+    Raises:
+        UserError: neither.
+    """
+    if text == "auto":
+        return AUTO
+    if not re.fullmatch(r"[0-9]{1,4}", text):
+        raise UserError(f"--workers {shown(text, 200)}: expects auto, or a number from 0 to {MOST_WORKERS}")
+    return int(text)
+
+
+AUTO, MOST_WORKERS = -1, 9999
 Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Jobs at a time, each in a process of its own; 0: in this process.")
+    int,
+    typer.Option(
+        "--workers",
+        metavar="auto|N",
+        parser=_workers,
+        envvar="KDBENCH_WORKERS",
+        help="Jobs at a time, each in a process of its own; 0: in this process; auto: by cores, memory and devices.",
+    ),
 ]
 Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
 Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give a job up after 90s, 45m, 2h.")]
@@ -106,6 +132,32 @@ def console(*, stderr: bool = False) -> Console:
 def warn(sentence: str) -> None:
     """A line on stderr."""
     print(f"warning: {printable(sentence)}", file=sys.stderr)
+
+
+def teller(screen: Console) -> Callable[[str], None]:
+    """`warn` on a console that may show bars."""
+
+    def warn(sentence: str) -> None:
+        screen.print(printable(f"warning: {sentence}"), markup=False, soft_wrap=True)
+
+    return warn
+
+
+def hired(workers: int, device: str, devices: str | None, pending: int, *, apart: bool = False) -> Staff:
+    """Who trains so many pending jobs. `apart`: something is asked for that only workers can do.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    from kdbench.run.machine import Staff, staff
+    from kdbench.train.devices import pick_devices
+
+    apart = apart or devices is not None
+    if not workers and not apart:
+        return Staff(0, (device,), "")
+    names = pick_devices(devices or device, "--devices" if devices else "--device")
+    team = staff(names, pending) if workers == AUTO else Staff(workers, names, "")
+    return replace(team, workers=len(names), why="") if apart and not team.workers else team
 
 
 def refuse_hidden(words: Sequence[str]) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import signal
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdbench.errors import printable
+from kdbench.cli.report import Report
 from kdbench.models.make import Sizes
 from kdbench.run.crew import Crew
-from kdbench.run.opened import Setting, try_models
+from kdbench.run.machine import Staff
+from kdbench.run.opened import Glance, Setting, try_models
 from kdbench.run.progress import display
-from kdbench.run.runner import Listener, Summary, run
+from kdbench.run.runner import Listener, run
 from kdbench.run.store import Store
 from kdbench.suite.fields import rung_role
 from kdbench.suite.job import Job
@@ -24,8 +21,6 @@ from kdbench.train.workbench import Workbench
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from kdbench.board.rows import Board
 
 
 @dataclass
@@ -41,16 +36,12 @@ class Session:
     shapes: dict[tuple[str, str], tuple[int, int]]  # (pair, role) -> (parameters, MACs)
 
     @classmethod
-    def open(cls, setting: Setting, device: str, console: Console) -> Session:
+    def open(cls, seen: Glance, device: str, console: Console) -> Session:
         """Raises UserError with all that is wrong with the suite, the options, the data or the models."""
-
-        def warn(sentence: str) -> None:
-            console.print(printable(f"warning: {sentence}"), markup=False, soft_wrap=True)
-
-        opened = setting.open(device, warn)
+        opened = seen.open(device)
         jobs, bench = opened.jobs, opened.bench
         shapes = try_models(jobs, Sizes(bench.data, opened.suite.folder))
-        return cls(opened.suite, jobs, bench, opened.store, setting, console, shapes)
+        return cls(opened.suite, jobs, bench, opened.store, seen.setting, console, shapes)
 
     def plan(self, cost: bool) -> tuple[list[dict[str, object]], str]:
         """A row for each job, and a closing sentence."""
@@ -108,94 +99,26 @@ class Session:
                 )
         return rows
 
-    def run(self, console: Console, as_json: bool, crew: Mapping[str, Any] | None = None) -> int:
-        """Do the jobs, in this process or with a `crew`, publish the board, print the tables; the exit code."""
+    def run(self, console: Console, as_json: bool, staff: Staff, timeout: float | None) -> int:
+        """Do the jobs, in this process or with workers, publish the board, print the tables; the exit code."""
         pending = [job for job in self.jobs if not self.store.done(job.key)]
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and `kill` stop as Ctrl-C does
         try:
             with display(self.console, pending) as shown:
                 listener = Listener(shown.started, shown.finished, shown.epoch, shown.warn)
-                if crew is None:
+                if not staff.workers:
                     self.bench.watch, self.bench.warn = shown.epoch, shown.warn
                     summary = run(self.jobs, self.bench, self.store, listener)
                 else:
-                    summary = Crew(self.jobs, self.store, self.setting, listener=listener, **crew).run()
+                    crew = Crew(self.jobs, self.store, self.setting, staff.workers, staff.devices, timeout, listener)
+                    summary = crew.run()
         except KeyboardInterrupt:
             left = sum(not self.store.done(job.key) for job in self.jobs)
             self.console.print(
                 f"stopped; {left} of {len(self.jobs)} jobs are left. The same command continues where this one stopped."
             )
             return 130
-        board = self._board(summary)
-        published = self._publish(board)
-        if as_json:
-            console.print_json(json.dumps(self._json(summary)))
-        else:
-            self._report(summary, board, console, published)
-        return 1 if summary.troubled else 0
-
-    # The board needs scipy and matplotlib, which take longer to import than a small job to train: only at the end.
-    def _publish(self, board: Board) -> list[Path]:
-        if any(not job.comparable for job in self.jobs):
-            return []
-        from kdbench.board.publish import publish
-
-        return publish(board, self.setting.root)
-
-    def _report(self, summary: Summary, board: Board, console: Console, published: Sequence[Path]) -> None:
-        from kdbench.board.publish import tables
-
-        for table in tables(board):
-            console.print(table)
-        for result in summary.troubled:
-            console.print(
-                printable(f"{result.status}: {result.pair}/{result.method} seed {result.seed}: {result.reason}"),
-                markup=False,
-            )
-        failed = len(summary.results) - summary.reused - summary.trained
-        beside = f" {failed} failed or were skipped," if failed else ""
-        trained = f"{summary.trained} jobs trained,{beside} {summary.reused} were done already."
-        console.print(trained, highlight=False)
-        if summary.reused and not summary.new:
-            console.print("To train them all on this machine: --results my-results", markup=False, highlight=False)
-        if published:
-            console.print(f"Board: {published[0]}", markup=False, highlight=False)
-        else:
-            console.print("Not comparable (--epochs): no board was written.", highlight=False)
-
-    def _board(self, summary: Summary) -> Board:
-        """The suite's board; where this run is not comparable, one of this run alone, for the terminal only."""
-        from kdbench.board.heading import heading
-        from kdbench.board.publish import board_of
-        from kdbench.board.rank import rank
-
-        if all(job.comparable for job in self.jobs):
-            return board_of(self.suite, self.store)
-        ran = {(job.pair, job.label): None for job in self.jobs}
-        seeds = tuple(dict.fromkeys(job.seed for job in self.jobs))
-        pairs = tuple(dict.fromkeys(pair for pair, _ in ran))
-        results = [dataclasses.replace(result, comparable=True) for result in summary.results]
-        return rank(dataclasses.replace(heading(self.suite), cells=tuple(ran), pairs=pairs, seeds=seeds), results)
-
-    def _json(self, summary: Summary) -> dict[str, Any]:
-        return {
-            "suite": self.suite.file.name,
-            "trained": summary.trained,
-            "reused": summary.reused,
-            "results": [
-                {
-                    "key": result.key,
-                    "pair": result.pair,
-                    "method": result.method,
-                    "seed": result.seed,
-                    "status": result.status,
-                    "reason": result.reason,
-                    "comparable": result.comparable,
-                    "scores": result.scores,
-                }
-                for result in summary.results
-            ],
-        }
+        return Report(self.suite, self.jobs, self.store, self.setting, summary).say(console, as_json)
 
 
 def _roles(job: Job) -> str:

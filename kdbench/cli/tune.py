@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from kdbench.cli.options import LEADERBOARD, RUNS, DataRoot, NoPlugins, Only, Runs, SuitePath, console
+from kdbench.cli.options import (
+    AUTO,
+    LEADERBOARD,
+    RUNS,
+    DataRoot,
+    NoPlugins,
+    Only,
+    Runs,
+    SuitePath,
+    Workers,
+    console,
+    hired,
+)
 
 
 def tune(
@@ -27,7 +39,7 @@ def tune(
             help="sqlite:///FILE, journal:FILE, postgresql://..., mysql://... or grpc://HOST:PORT; default: in --runs.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes here; other machines may join.")] = 1,
+    workers: Workers = "auto",  # type: ignore[assignment]
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or a list for workers: cuda:0,cuda:1.")] = (
         "auto"
     ),
@@ -50,14 +62,11 @@ def tune(
     """
     from kdbench.errors import UserError
     from kdbench.run.opened import Setting
-    from kdbench.suite.cell import parse_extra
-    from kdbench.train.devices import pick_devices
+    from kdbench.suite.cell import parse_extra, tune_of
+    from kdbench.suite.load import load
 
     extra = parse_extra(trials) if trials is not None else 0
-    if not suite.is_file():
-        from kdbench.suite.load import load
-
-        load(suite)
+    loaded = load(suite)
     from kdbench.tune import status as studies
     from kdbench.tune import storage as storages
 
@@ -76,6 +85,10 @@ def tune(
     from kdbench.tune import session
     from kdbench.tune.order import Order
 
+    budget = tune_of(loaded).trials + extra
     order = Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
-    devices = pick_devices(device) if workers > 1 else (device,)
-    sys.exit(session.run(order, device, workers, devices, console(stderr=True), console()))
+    team = hired(workers if workers == AUTO or workers > 1 else 0, device, None, len(loaded.cells) * budget)
+    screen = console(stderr=True)
+    if team.why:
+        screen.print(team.why, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(session.run(order, device, team.workers, team.devices, screen, console()))

@@ -15,8 +15,9 @@ from multiprocessing.context import SpawnProcess
 from kdbench.errors import UserError
 from kdbench.run import processes, runner, worker
 from kdbench.run.opened import Setting
-from kdbench.run.runner import Listener, Summary
+from kdbench.run.runner import Listener
 from kdbench.run.store import Store
+from kdbench.run.summary import Summary, summary
 from kdbench.suite.job import Job
 
 BACK_OFF = 2.0  # seconds before a job that another run holds is tried again
@@ -101,7 +102,7 @@ class Crew:
                 self._check_time()
         finally:
             self._end()
-        return runner.summary(self.jobs, self.store, self.new)
+        return summary(self.jobs, self.store, self.new)
 
     # who does what ---------------------------------------------------------------------------------------------------
     def _busy(self, device: str | None = None) -> list[Hand]:

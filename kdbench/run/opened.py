@@ -1,4 +1,4 @@
-"""What `run`, `plan` and their workers are told on the command line, and opening a suite with it."""
+"""What `run`, `plan` and their workers are told on the command line, and the suite opened so: first without data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kdbench.suite.load import Suite
     from kdbench.train.workbench import Workbench
 
+Warn = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -32,46 +34,97 @@ class Setting:
     again: bool = False  # only jobs whose last result is not ok
     track: str = "default"  # "tuned": with the knobs that `kdbench tune` chose
 
-    def open(self, device: str, warn: Callable[[str], None] = lambda sentence: None) -> Opened:
+    def open(self, device: str, warn: Warn = lambda sentence: None) -> Opened:
         """The suite with its jobs, data and results.
 
         Raises:
             UserError: all that is wrong with the suite, the options or the data.
         """
-        from kdbench.data import default_root
+        return self.glance(warn).open(device)
+
+    def glance(self, warn: Warn = lambda sentence: None) -> Glance:
+        """The suite, its results, and its jobs on the data that these were made from; no data are read.
+
+        Raises:
+            UserError: all that is wrong with the suite or the options.
+        """
         from kdbench.run.store import Store
         from kdbench.suite.load import load
-        from kdbench.train.devices import pick_device
-        from kdbench.train.workbench import Workbench
 
         suite = load(self.suite)
         for note in suite.notes:
             warn(note)
-        jobs = chosen_jobs(self._jobs(suite, None), self.only)
-        bench = Workbench.load(jobs[0], self.data_root or default_root(), pick_device(device), self.runs)
-        for note in bench.data.notes:
-            warn(note)
-        jobs = chosen_jobs(self._jobs(suite, bench.data.fingerprint, warn), self.only)
-        for sentence in _small_data(jobs, len(bench.data.train.labels)):
-            warn(sentence)
         store = Store(self.root, suite.file.name, warn)
-        if self.again:
-            jobs = [job for job in jobs if job.key in store.results and store.results[job.key].status != "ok"]
-            store.again = {job.key for job in jobs}
-        return Opened(suite, jobs, bench, store)
+        prints = store.fingerprints
+        known = next(iter(prints)) if len(prints) == 1 else None
+        jobs = self._jobs(suite, store, known, warn)
+        return Glance(self, suite, store, jobs, known is not None and _same_everywhere(suite), warn)
 
     def _jobs(
-        self,
-        suite: Suite,
-        fingerprint: str | None,
-        warn: Callable[[str], None] = lambda sentence: None,
+        self, suite: Suite, store: Store, fingerprint: str | None, warn: Warn = lambda sentence: None
     ) -> list[Job]:
         from kdbench.suite.job import expand
         from kdbench.suite.winners import tuned_jobs
 
         if self.track == "tuned":
-            return tuned_jobs(suite, self.root, fingerprint, epochs=self.epochs, seeds=self.seeds, warn=warn)
-        return expand(suite, fingerprint, epochs=self.epochs, seeds=self.seeds)
+            jobs = tuned_jobs(suite, self.root, fingerprint, epochs=self.epochs, seeds=self.seeds, warn=warn)
+        else:
+            jobs = expand(suite, fingerprint, epochs=self.epochs, seeds=self.seeds)
+        jobs = chosen_jobs(jobs, self.only)
+        if self.again:
+            jobs = [job for job in jobs if job.key in store.results and store.results[job.key].status != "ok"]
+        return jobs
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What can be said before torch is imported and the data are read.
+
+    `certain`: the jobs are those that the data would give; else they are only what they were the last time.
+    """
+
+    setting: Setting
+    suite: Suite
+    store: Store
+    jobs: list[Job]
+    certain: bool
+    warn: Warn
+
+    @property
+    def pending(self) -> list[Job]:
+        """The jobs that are to be done."""
+        return [job for job in self.jobs if self.setting.again or not self.store.done(job.key)]
+
+    def open(self, device: str) -> Opened:
+        """The same with the data, on a device.
+
+        Raises:
+            UserError: what is wrong with the device or the data.
+        """
+        from kdbench.data import default_root
+        from kdbench.suite.job import expand
+        from kdbench.train.devices import pick_device
+        from kdbench.train.workbench import Workbench
+
+        told, suite, store = self.setting, self.suite, self.store
+        root = told.data_root or default_root()
+        bench = Workbench.load(expand(suite)[0], root, pick_device(device), told.runs)
+        for note in bench.data.notes:
+            self.warn(note)
+        jobs = told._jobs(suite, store, bench.data.fingerprint)
+        for sentence in _small_data(jobs, len(bench.data.train.labels)):
+            self.warn(sentence)
+        if told.again:
+            store.again = {job.key for job in jobs}
+        return Opened(suite, jobs, bench, store)
+
+
+def _same_everywhere(suite: Suite) -> bool:
+    """Whether the data are one of kdbench's own sets, without options: no files of the user's, that may change."""
+    from kdbench import plugins
+
+    data = suite.file.data
+    return data.name in plugins.builtin("data") and not data.options
 
 
 @dataclass(frozen=True)

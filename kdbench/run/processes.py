@@ -17,7 +17,8 @@ from typing import Any
 def hire(main: Callable[..., None], *arguments: Any, of: int) -> tuple[SpawnProcess, Connection]:
     """A new process at `main(connection, *arguments, threads, parent)`, one `of` so many, and our end of its pipe.
 
-    `threads` is its share of the CPUs; 0, hands off, where the user set OMP_NUM_THREADS. `parent` is for `follow`.
+    `threads` is its share of the CPUs, for an accelerator (on a CPU a job trains with one, see `devices.one_thread`);
+    0, hands off, where the user set OMP_NUM_THREADS. `parent` is for `follow`.
     """
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()

@@ -8,15 +8,16 @@ from __future__ import annotations
 import errno
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.result import Result
 from kdbench.run.log import Log, path_of
-from kdbench.run.store import FINAL, Store, relabelled
+from kdbench.run.store import FINAL, Store
+from kdbench.run.summary import Summary, summary
 from kdbench.suite.job import FrozenRole, Job
 from kdbench.train import checkpoint, memory
 from kdbench.train.lease import Lease
@@ -35,28 +36,6 @@ class Listener:
     finished: Callable[[Job, Result], None] = lambda job, result: None
     epoch: Callable[[str, Progress], None] = lambda what, progress: None
     warn: Callable[[str], None] = lambda sentence: None
-
-
-@dataclass
-class Summary:
-    """Results of this run's jobs in the order of the jobs, and the keys of those that it did now."""
-
-    results: list[Result] = field(default_factory=list)
-    new: frozenset[str] = frozenset()
-
-    @property
-    def trained(self) -> int:
-        """How many were trained now; a job that failed, or was skipped, was not."""
-        return len({r.key for r in self.results if r.key in self.new and r.status in ("ok", "diverged")})
-
-    @property
-    def reused(self) -> int:
-        """How many were done before."""
-        return len(self.results) - len({r.key for r in self.results if r.key in self.new})
-
-    @property
-    def troubled(self) -> list[Result]:
-        return [result for result in self.results if result.status != "ok"]
 
 
 class Busy(Exception):
@@ -115,11 +94,6 @@ def run(jobs: Sequence[Job], bench: Workbench, store: Store, listener: Listener 
     return summary(jobs, store, new)
 
 
-def summary(jobs: Sequence[Job], store: Store, new: Iterable[str]) -> Summary:
-    results = [relabelled(store.results[job.key], job) for job in jobs if job.key in store.results]
-    return Summary(results, frozenset(new))
-
-
 # teachers ------------------------------------------------------------------------------------------------------------
 def first_roles(jobs: Sequence[Job]) -> list[FrozenRole]:
     """The frozen roles that these jobs need, each once: they go first."""
@@ -174,7 +148,7 @@ def do(job: Job, bench: Workbench, store: Store, splits: Sequence[str] = ("val",
 @contextmanager
 def _held(path: Path, job: Job, trouble: str) -> Iterator[Lease]:
     try:
-        lease = Lease.acquire(path, title(job))
+        lease = Lease.acquire(path, job.title)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot write {trouble.format(error.strerror)}") from error
     if lease is None:
@@ -233,11 +207,6 @@ def _recorded(error: Exception, log: Log, bench: Workbench) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-
-
-def title(job: Job) -> str:
-    """What a lease says about a job."""
-    return f"{job.suite}: {job.name} seed {job.seed}"
 
 
 def failed(job: Job, reason: str) -> Result:

@@ -32,6 +32,12 @@ class Store:
         for name in sorted(names(self.folder)):
             self._read(self.folder / name)
 
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Of the data that the results were made from."""
+        told = (result.job.get("data", {}).get("fingerprint") for result in self.results.values())
+        return frozenset(name for name in told if isinstance(name, str))
+
     def refresh(self, *keys: str) -> None:
         """Read anew what another run may have written of some jobs, under whatever label."""
         for name in sorted(names(self.folder)):
@@ -143,10 +149,8 @@ def matching(wanted: Callable[[str], Iterable[Job]], store: Store) -> list[Resul
     Args:
         wanted: the jobs, given the fingerprint.
     """
-    told = [result.job.get("data", {}).get("fingerprint") for result in store.results.values()]
-    prints = {name for name in told if isinstance(name, str)}
     found: list[Result] = []
-    for fingerprint in sorted(prints):
+    for fingerprint in sorted(store.fingerprints):
         jobs = wanted(fingerprint)
         here = [relabelled(store.results[key], job) for job in jobs if (key := job.key) in store.results]
         found = max(found, here, key=len)

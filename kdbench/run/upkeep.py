@@ -13,12 +13,10 @@ from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.result import Result
 from kdbench.run.log import last_line, path_of
-from kdbench.run.runner import title
 from kdbench.run.store import FINAL, Store, key_of, names, published, read
 from kdbench.suite.job import Job, expand
 from kdbench.suite.load import Suite
 from kdbench.train import lease
-from kdbench.train.checkpoint import folder_of
 
 
 # status --------------------------------------------------------------------------------------------------------------
@@ -35,8 +33,8 @@ def status(suite: Suite, store: Store, runs: Path) -> tuple[list[dict[str, objec
         result = found.get((job.pair, job.label, job.seed))
         state: str = "waiting" if result is None else "done" if result.status == "ok" else result.status
         note = result.reason if result else ""
-        if state != "done" and title(job) in held:
-            state, note = "running", _progress(*held[title(job)], runs)
+        if state != "done" and job.title in held:
+            state, note = "running", _progress(*held[job.title], runs)
         count[state] += 1
         if state not in ("done", "waiting"):
             rows.append({"job": f"{job.name} seed {job.seed}", "state": state, "note": note})
@@ -174,6 +172,8 @@ def clean(jobs: Iterable[Job], stores: Sequence[Store], runs: Path) -> list[tupl
     A checkpoint is needed by a job without a final result, or by a frozen role that is not made yet; what somebody is
     training just now is never listed.
     """
+    from kdbench.train.checkpoint import folder_of
+
     needed: set[str] = set()
     for job in jobs:
         if not any(store.done(job.key) for store in stores):

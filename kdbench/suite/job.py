@@ -59,6 +59,11 @@ class Job:
     def name(self) -> str:
         return f"{self.pair}/{self.label}"
 
+    @property
+    def title(self) -> str:
+        """What a lease says about it."""
+        return f"{self.suite}: {self.name} seed {self.seed}"
+
     def result(self, status: Status, reason: str = "", **rest: Any) -> Result:
         """The job's record, with `rest` of its fields filled in."""
         return Result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_devices(text: str) -> tuple[str, ...]:
+def pick_devices(text: str, option: str = "--devices") -> tuple[str, ...]:
     """`cuda:0,cuda:1` as names, without opening them: each worker opens its own.
 
     Raises:
@@ -45,8 +46,19 @@ def pick_devices(text: str) -> tuple[str, ...]:
     if names == ["auto"]:
         names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
     for name in names or [text]:
-        _known_device("--devices", name)
+        _known_device(option, name)
     return tuple(dict.fromkeys(names))
+
+
+def one_thread() -> None:
+    """Let this process train with one thread on a CPU, unless OMP_NUM_THREADS says how many.
+
+    Sums then have one order, and results the same bits, however many jobs share the machine.
+    """
+    import torch
+
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
 
 
 def _known_device(option: str, name: str) -> None:

@@ -26,6 +26,7 @@ from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.streams import seeded
 from kdbench.suite.job import FrozenRole, Job
 from kdbench.train import checkpoint, evaluate, gates, memory, prefixes, teachers
+from kdbench.train.devices import one_thread
 from kdbench.train.engine import Engine
 from kdbench.train.prefixes import THRESHOLDS, Steps
 from kdbench.train.provenance import provenance
@@ -54,6 +55,7 @@ class Workbench:
         """The job's data set, read and put on the device."""
         if device.type == "cpu":
             memory.keep_pages()
+            one_thread()
         return cls(on_device(data.load(job.data, root, job.folder, job.task), device), device, runs, **callbacks)
 
     def teacher(self, role: FrozenRole) -> Frozen:

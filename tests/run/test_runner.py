@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from training import LITTLE, assert_same
 
 from kdbench.errors import UserError
-from kdbench.run.runner import Listener, Summary, failed, run
+from kdbench.run.runner import Listener, failed, run
 from kdbench.run.store import Store
+from kdbench.run.summary import Summary
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
 from kdbench.train import evaluate

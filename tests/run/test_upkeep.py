@@ -16,7 +16,7 @@ from kdbench.result import Cost, Result
 from kdbench.run import upkeep
 from kdbench.run.log import Log, path_of
 from kdbench.run.opened import Opened, Setting
-from kdbench.run.runner import failed, title
+from kdbench.run.runner import failed
 from kdbench.run.store import Store
 from kdbench.train.lease import Lease
 
@@ -56,7 +56,7 @@ def test_status_tells_what_is_done_running_waiting_and_in_trouble(opened: Opened
     log = Log(path_of(setting.runs, jobs[2].key))
     log.say("epoch 3/9, 10 images/s")
     with (
-        Lease.acquire(setting.runs / "leases" / jobs[2].key, title(jobs[2])),
+        Lease.acquire(setting.runs / "leases" / jobs[2].key, jobs[2].title),
         Lease.acquire(setting.runs / "leases" / "abc", "teacher cnn"),
     ):
         rows, total = upkeep.status(opened.suite, opened.store, setting.runs)
@@ -72,7 +72,7 @@ def test_status_tells_what_is_done_running_waiting_and_in_trouble(opened: Opened
 
 def test_status_forgets_a_dead_owner(opened: Opened, setting: Setting) -> None:
     path = setting.runs / "leases" / opened.jobs[0].key
-    lease = Lease.acquire(path, title(opened.jobs[0]))
+    lease = Lease.acquire(path, opened.jobs[0].title)
     path.write_text(path.read_text().replace(f'"{lease.owner.started}"', '"1"'))
     assert upkeep.status(opened.suite, opened.store, setting.runs)[1] == "little: 4 jobs: 4 waiting"
 
