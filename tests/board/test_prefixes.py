@@ -30,8 +30,8 @@ def test_a_prefix_is_a_mean_over_seeds_with_its_t_interval() -> None:
     given = [result.prefixes[1].scores["test/top1"] for result in ladder("p", "steps")]
     low, high = stats.t.interval(0.95, 4, np.mean(given), stats.sem(given))
     assert (second.k, second.role, list(second.seeds.values())) == (2, "weak2", given)
-    assert second.top1.mean == pytest.approx(np.mean(given))
-    assert second.top1.half == pytest.approx((high - low) / 2)
+    assert second.score.mean == pytest.approx(np.mean(given))
+    assert second.score.half == pytest.approx((high - low) / 2)
     assert second.metrics == pytest.approx({"nll": 0.8, "ece": 0.05})
 
 
@@ -41,7 +41,7 @@ def test_costs_are_cumulative_and_shares_of_the_teacher_s() -> None:
     assert [prefix.parameters for prefix in prefixes] == [1000, 2000, 3000]
     assert [prefix.share for prefix in prefixes] == pytest.approx([0.1, 0.2, 0.3])  # of 800k
     assert [prefix.alone_share for prefix in prefixes] == pytest.approx([0.1, 0.1, 0.1])
-    assert prefixes[0].alone == prefixes[0].top1  # the first is alone
+    assert prefixes[0].alone == prefixes[0].score  # the first is alone
 
 
 def test_reported_numbers_find_their_prefix() -> None:
@@ -57,7 +57,7 @@ def test_exits_join_the_seeds_by_threshold() -> None:
     assert [leave.thresholds for leave in exits] == [(0.5, 0.5), (0.8, 0.8), (0.95, 0.95)]
     assert [leave.share for leave in exits] == pytest.approx([0.125, 0.16, 0.22])
     assert exits[0].leaving == pytest.approx((0.8, 0.15, 0.05))
-    assert exits[2].val_top1 == pytest.approx(exits[2].top1.mean - 1.0)
+    assert exits[2].val_score == pytest.approx(exits[2].score.mean - 1.0)
 
 
 def test_exits_of_seeds_with_thresholds_of_their_own() -> None:
@@ -113,4 +113,4 @@ def test_every_method_with_prefixes_is_in_its_table_in_the_order_of_the_rows() -
     assert table.note == "ours"
     row = table.row("b")
     assert row is not None
-    assert row.top1 == table.anytime[0].prefixes[-1].top1
+    assert row.score == table.anytime[0].prefixes[-1].score
