@@ -17,10 +17,12 @@ from kdbench.suite.fields import Reported
 
 CLAIM = Reported(top1=98.0, macs_percent=63.0, prefixes={1: 72.0}, source="A paper, 2025")
 
+HEADING = heading({"p": ["steps"]})
+
 
 def made(reported: Reported | None = None, **changes: object) -> Anytime:
     results = {result.seed: dataclasses.replace(result, **changes) for result in ladder("p", "steps")}  # type: ignore[arg-type]
-    found = anytime("steps", results, reported)
+    found = anytime(HEADING, "steps", results, reported)
     assert found is not None
     return found
 
@@ -65,15 +67,15 @@ def test_exits_of_seeds_with_thresholds_of_their_own() -> None:
     first, second = results[0].exits[:2]
     results[1] = dataclasses.replace(results[1], exits=[first, dataclasses.replace(second, threshold=0.7)])
     results[0] = dataclasses.replace(results[0], exits=[first, second])
-    found = anytime("steps", results, None)
+    found = anytime(HEADING, "steps", results, None)
     assert found is not None
     assert [leave.thresholds for leave in found.exits] == [(0.5, 0.5), (0.7, 0.8)]
     results[0] = dataclasses.replace(results[0], exits=[first])  # another number of them: those in common
-    found = anytime("steps", results, None)
+    found = anytime(HEADING, "steps", results, None)
     assert found is not None
     assert [leave.thresholds for leave in found.exits] == [(0.5, 0.5)]
     results[0] = dataclasses.replace(results[0], exits=[])
-    found = anytime("steps", results, None)
+    found = anytime(HEADING, "steps", results, None)
     assert found is not None
     assert found.exits == ()
 
@@ -82,14 +84,14 @@ def test_missing_numbers_are_left_out() -> None:
     results = {result.seed: result for result in ladder("p", "steps", 3)}
     broken = results[1].prefixes
     broken[1] = dataclasses.replace(broken[1], scores={"test/top1": None}, alone={})  # type: ignore[dict-item]
-    found = anytime("steps", results, None)
+    found = anytime(HEADING, "steps", results, None)
     assert found is not None
     assert sorted(found.prefixes[1].seeds) == [0, 2]
     assert found.prefixes[1].metrics == {}
     assert found.prefixes[1].alone is not None
     assert found.prefixes[1].alone.n == 2
     without = {seed: dataclasses.replace(result, cost=None) for seed, result in results.items()}
-    costless = anytime("steps", without, None)
+    costless = anytime(HEADING, "steps", without, None)
     assert costless is not None
     assert {prefix.share for prefix in costless.prefixes} == {None}
     assert {leave.share for leave in costless.exits} == {None}
@@ -98,9 +100,9 @@ def test_missing_numbers_are_left_out() -> None:
 
 
 def test_only_finished_results_with_prefixes_count() -> None:
-    assert anytime("kd", {0: record("p", "kd", 0, 70.0)}, None) is None
+    assert anytime(HEADING, "kd", {0: record("p", "kd", 0, 70.0)}, None) is None
     failed = {result.seed: dataclasses.replace(result, status="failed") for result in ladder("p", "steps")}
-    assert anytime("steps", failed, None) is None
+    assert anytime(HEADING, "steps", failed, None) is None
 
 
 def test_every_method_with_prefixes_is_in_its_table_in_the_order_of_the_rows() -> None:
