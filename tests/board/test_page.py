@@ -441,7 +441,7 @@ def test_where_less_is_better_gains_places_and_shares_follow_the_direction() -> 
     main, details = tables(text)[:2]
     assert main[0][2] == "RMSE"
     assert main[2][2] == "6.000"
-    assert main[3][2:4] == ["7.200 ± 0.213", "+1.000 ± 0.044"]
+    assert main[3][2:4] == ["7.200 ± 0.211", "+1.000 ± 0.044"]
     assert details[0][1:5] == ["MAE", "R²", "to the teacher", "params"]
     assert "**RMSE**: test RMSE, less is better after" in text
     assert "**MAE**: less is better." in text
