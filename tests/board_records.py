@@ -9,6 +9,7 @@ from kdbench.board.rank import rank
 from kdbench.board.rows import Board, Heading, Tuning
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
 from kdbench.suite.fields import Reported
+from kdbench.tasks.classification import Classification
 
 TEACHER = Teacher("t" * 12, "ab" * 32, {"val/top1": 89.5, "test/top1": 90.0, "test/nll": 0.25, "test/ece": 0.03})
 MACHINE = {"device_name": "Test CPU, 2 threads", "precision": "fp32", "split": "0123", "versions": {"torch": "2.11"}}
@@ -66,6 +67,9 @@ def heading(cells: Mapping[str, Sequence[str]], seeds: int = 5, **changes: Any) 
         "methods": {label: f"{label}(knob=1)" for label in labels},
         "cells": tuple((pair, label) for pair, row in cells.items() for label in row),
         "seeds": tuple(range(seeds)),
+        "headline": Classification.headline,
+        "metrics": Classification.metrics,
+        "followed": Classification.followed,
         "roles": {pair: {"teacher": "resnet56", "student": "resnet8"} for pair in cells},
     }
     return Heading(**{**values, **changes})

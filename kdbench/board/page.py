@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from kdbench.board.page_pair import overall, pair
 from kdbench.board.page_tuned import tuned_part
 from kdbench.board.rows import Board, Heading, Reported, TeacherRow
+from kdbench.board.statistics import Interval
 from kdbench.board.text import code, count, grid, options, prose, seeds, signed
 
 _OPEN = "<!-- kdbench board, generated: edit nothing here. "
@@ -81,9 +82,15 @@ def _leaders(board: Board) -> tuple[str, ...]:
     best = []
     for table in board.tables:
         if leader := table.leader:
-            gain = f" {signed(leader.gain)} over {board.heading.floor}" if leader.gain else ""
+            gain = f" {_gained(board.heading, leader.gain)} over {board.heading.floor}" if leader.gain else ""
             best.append(f"{table.pair}: {leader.label}{gain}")
     return tuple(best)
+
+
+def _gained(heading: Heading, gain: Interval) -> str:
+    """ "+1.20 ± 0.30" of percent; of any other headline with its title, for boards of several tasks stand together."""
+    metric = heading.headline
+    return signed(gain, metric.digits) + ("" if metric.unit == "%" else f" ({metric.named})")
 
 
 def _alarms(board: Board, track: str = "") -> Iterator[str]:
@@ -121,7 +128,7 @@ def markdown(board: Board) -> str:
     ]
     tuned = " The [tuned track](#tuned-track) has tables of its own, below." if board.tuned else ""
     parts.append(", ".join(counts) + "." + tuned)
-    parts.append(f"![Test accuracy of every method with its 95% interval]({heading.picture})")
+    parts.append(f"![Test {heading.headline.words} of every method with its 95% interval]({heading.picture})")
     for table in board.tables:
         parts += pair(heading, table)
     if board.across:
@@ -151,9 +158,13 @@ def _notes(board: Board) -> str:
         lines += [f"Recipe of {table.pair}: {options(table.recipe)}." for table in board.tables if table.recipe]
     else:
         lines.append(f"Recipe of every row: {options(heading.recipe)}.")
-    lines += [_teacher_note(table.pair, table.teacher) for table in board.tables if table.teacher and not table.alarms]
     lines += [
-        f"Reported, {name} `{label}`: {_further(r)} ({prose(r.protocol or 'protocol not noted')}"
+        _teacher_note(heading, table.pair, table.teacher)
+        for table in board.tables
+        if table.teacher and not table.alarms
+    ]
+    lines += [
+        f"Reported, {name} `{label}`: {_further(heading, r)} ({prose(r.protocol or 'protocol not noted')}"
         f"{'; ' + prose(r.source) if r.source else ''})."
         for (name, label), r in sorted(heading.reported.items())
     ]
@@ -195,19 +206,22 @@ def _counted(heading: Heading) -> str:
     return f"{plain}{foreign}. Norms and other element-wise work are not counted."
 
 
-def _further(reported: Reported) -> str:
-    """A paper's accuracy, and what it says beside that."""
+def _further(heading: Heading, reported: Reported) -> str:
+    """A paper's score, and what it says beside that."""
     at = f" at {reported.macs_percent:g}% of the teacher's MACs" if reported.macs_percent is not None else ""
-    first = ", ".join(f"{k}: {top1:.2f}" for k, top1 in sorted(reported.prefixes.items()))
-    parts = [f"{reported.top1:.2f}{at}" if reported.top1 is not None else ""]
+    first = ", ".join(f"{k}: {heading.said(score)}" for k, score in sorted(reported.prefixes.items()))
+    parts = [f"{heading.said(reported.top1)}{at}" if reported.top1 is not None else ""]
     parts.append(f"by the number of roles that answer {first}" if first else "")
     return ", ".join(part for part in parts if part)
 
 
-def _teacher_note(pair: str, teacher: TeacherRow) -> str:
-    names = {"train/top1": "train", "val/top1": "validation", "test/top1": "test"}
-    top1 = ", ".join(f"{words} {teacher.scores[name]:.2f}" for name, words in names.items() if name in teacher.scores)
-    return f"Teacher of {pair}: {prose(teacher.model or 'unnamed')}, top-1 (%) {top1}; sha256 {code(teacher.sha256)}."
+def _teacher_note(heading: Heading, pair: str, teacher: TeacherRow) -> str:
+    metric = heading.headline
+    names = {f"train/{metric.name}": "train", f"val/{metric.name}": "validation", f"test/{metric.name}": "test"}
+    known = {name: words for name, words in names.items() if name in teacher.scores}
+    told = ", ".join(f"{words} {heading.said(teacher.scores[name])}" for name, words in known.items())
+    model = prose(teacher.model or "unnamed")
+    return f"Teacher of {pair}: {model}, {metric.heading} {told}; sha256 {code(teacher.sha256)}."
 
 
 def index(boards: Sequence[Summary]) -> str:

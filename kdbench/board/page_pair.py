@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdbench.board.page_prefixes import sections
-from kdbench.board.rows import BETTER, COSTLIER, HEADLINE, SMALLEST_GAP, Across, Heading, Row, Table, TeacherRow
+from kdbench.board.rows import BETTER, COSTLIER, HEADLINE, Across, Heading, Row, Table, TeacherRow
 from kdbench.board.statistics import FEWEST_SETTINGS, smallest_claim
-from kdbench.board.text import BLANK, amount, count, gain, grid, number, percent, plain, prose, seeds
+from kdbench.board.text import BLANK, amount, count, gain, grid, number, percent, plain, prose, scored, seeds
+from kdbench.tasks import Metric
 
 
 def _legend(heading: Heading) -> str:
-    floor, reference = heading.floor, heading.reference
+    floor, reference, metric = heading.floor, heading.reference, heading.headline
+    unit = " in percent" if metric.unit == "%" else f" in {metric.unit}" if metric.unit else ""
+    side = "" if metric.better == "up" else f", {metric.direction}"
+    signs = "" if metric.better == "up" else ", + where it is better,"
+    blank = f"below {metric.gap:g}{metric.points}" if metric.gap else "where the teacher is no better"
     tuned = (
         f" **trials**, **seconds**: spent on tuning this row; {floor} and {reference} are tuned too, and gains are "
         "over the tuned ones."
     )
     return (
-        "**top-1**: test accuracy in percent after the last epoch, mean ± half-width of the 95% t interval over seeds. "
-        f"**over {floor}**, **over {reference}**: gain in points over the student without a teacher and over the "
-        "reference, paired by seed, with its own 95% interval (± – : no spread between seeds, so no interval) and its "
-        "own n where the two share fewer seeds. "
+        f"**{metric.named}**: test {metric.words}{unit}{side} after the last epoch, mean ± half-width of the "
+        "95% t interval over seeds. "
+        f"**over {floor}**, **over {reference}**: gain{_in(metric)}{signs} over the student without a teacher and over "
+        "the reference, paired by seed, with its own 95% interval (± – : no spread between seeds, so no interval) and "
+        "its own n where the two share fewer seeds. "
         f"**claim**: better or worse than {reference} only where the paired t test survives Holm's correction over "
         "this table; the intervals themselves are not corrected. A student that costs more than "
         f"{COSTLIER:g} times the plain one is of another class and has no rank. "
-        f"**recovered**: gain as a share of the gap between teacher and {floor} (blank below {SMALLEST_GAP:g} points). "
+        f"**recovered**: gain as a share of the gap between teacher and {floor} (blank {blank}). "
         f"**n**: seeds; fewer than {HEADLINE} is preliminary. **reported**: a paper's number, see the notes."
         + (tuned if heading.tunings else "")
     )
 
 
+def _in(metric: Metric) -> str:
+    return f" in{metric.points}" if metric.points else ""
+
+
 def _details_legend(heading: Heading) -> str:
+    about = {metric: metric.direction if metric.about is None else metric.about for metric in heading.further}
     return (
-        "**agree**: test images on which student and teacher give the same answer; **on errors**: the same among the "
-        "teacher's mistakes. **ECE**: 15 bins. **params**, **MACs**: of the deployed student, one image. "
+        "".join(f"**{metric.named}**: {text}. " for metric, text in about.items() if text)
+        + f"**params**, **MACs**: of the deployed student, one {heading.example}. "
         "**trained**: parameters of all learners and heads while they train, factors of weights included. **time**: "
         f"training seconds relative to {heading.floor} on the same device (on a CPU the processor's, where counted), "
         "without the teacher's own training; **memory**: peak while training, on a CPU of the whole process (both "
@@ -56,7 +67,7 @@ def pair(heading: Heading, table: Table, level: str = "##", further: Sequence[st
     unranked = [row for row in table.rows if not row.ranked]
     if troubles := [f"- `{row.label}`, {text}" for row in unranked for text in _troubles(row)]:
         parts += ["Unranked:", "\n".join(troubles)]
-    parts += [*further, _details(heading, table), f"<sub>{_details_legend(heading)}</sub>", _every_seed(table)]
+    parts += [*further, _details(heading, table), f"<sub>{_details_legend(heading)}</sub>", _every_seed(heading, table)]
     return parts + sections(heading, table, f"{level}#")
 
 
@@ -83,26 +94,26 @@ def _who(heading: Heading, table: Table) -> str:
 
 
 def _main(heading: Heading, table: Table) -> str:
-    columns = ["#", "method", "top-1 (%)", *_over(heading), "claim", "recovered", "n"]
+    columns = ["#", "method", heading.headline.heading, *_over(heading), "claim", "recovered", "n"]
     columns += ["trials", "seconds"] if heading.tunings else []
     reported = bool((table.teacher and table.teacher.reported) or any(row.reported for row in table.rows))
-    lines = []
+    lines, digits = [], heading.headline.digits
     if teacher := table.teacher:
-        top1 = f"{teacher.top1:.2f}" if teacher.top1 is not None else BLANK
-        lines.append([BLANK, "**teacher**", top1, *[BLANK] * (len(columns) - 3), _reported(teacher)])
+        score = heading.said(teacher.score) if teacher.score is not None else BLANK
+        lines.append([BLANK, "**teacher**", score, *[BLANK] * (len(columns) - 3), _reported(heading, teacher)])
     for row in table.rows:
         n = f"{row.n}, preliminary" if row.preliminary else str(row.n)
         line = [
             str(row.place) if row.place else "–",
             _name(heading, row),
-            plain(row.top1),
-            gain(row.gain, row.n),
-            gain(row.over_kd, row.n),
+            plain(row.score, digits),
+            gain(row.gain, row.n, digits),
+            gain(row.over_reference, row.n, digits),
             heading.claimed(row) if row.ranked else f"unranked: {row.why_unranked}",
             percent(row.recovered),
             n,
             *_spent(heading, table.pair, row.label),
-            _reported(row),
+            _reported(heading, row),
         ]
         lines.append(line)
     if reported:
@@ -124,43 +135,47 @@ def _spent(heading: Heading, pair: str, label: str) -> list[str]:
 
 
 def _details(heading: Heading, table: Table) -> str:
-    columns = ["method", "agree", "on errors", "NLL", "ECE", "params", "MACs", "trained", "time", "memory"]
+    further = heading.further
+    titles = [metric.heading for metric in further]
+    columns = ["method", *titles, "params", "MACs", "trained", "time", "memory"]
     lines = []
     if teacher := table.teacher:
-        nll, ece = (number(teacher.scores.get(f"test/{name}")) for name in ("nll", "ece"))
-        lines.append(
-            ["**teacher**", BLANK, BLANK, nll, ece, amount(teacher.parameters), amount(teacher.macs), *[BLANK] * 3]
-        )
+        known = [scored(metric, teacher.scores.get(f"test/{metric.name}")) for metric in further]
+        lines.append(["**teacher**", *known, amount(teacher.parameters), amount(teacher.macs), *[BLANK] * 3])
     for row in table.rows:
-        metric = row.metrics
-        agreement = [percent(metric.get(name), 1) for name in ("agreement", "agreement_on_errors")]
-        calibration = [number(metric.get(name)) for name in ("nll", "ece")]
+        known = [scored(metric, row.metrics.get(metric.name)) for metric in further]
         size = [amount(value) for value in (row.parameters, row.macs, row.trained_parameters)]
         time = f"{row.relative_time:.2f}×" if row.relative_time is not None else BLANK
         memory = f"{row.memory_mb:,.0f} MiB" if row.memory_mb is not None else BLANK
-        lines.append([_name(heading, row), *agreement, *calibration, *size, time, memory])
+        lines.append([_name(heading, row), *known, *size, time, memory])
     return grid(columns, lines, "l" + "r" * (len(columns) - 1))
 
 
-def _every_seed(table: Table) -> str:
+def _every_seed(heading: Heading, table: Table) -> str:
     shown: set[int] = set()
     for row in table.rows:
         shown |= set(row.seeds).union(*(hit for hit, _ in row.troubles))
     columns, lines = sorted(shown), []
     for row in table.rows:
         trouble = {seed: text.partition(":")[0] for hit, text in row.troubles for seed in hit}
-        cells = [f"{row.seeds[seed]:.2f}" if seed in row.seeds else trouble.get(seed, BLANK) for seed in columns]
+        cells = [heading.said(row.seeds[seed]) if seed in row.seeds else trouble.get(seed, BLANK) for seed in columns]
         lines.append([f"`{row.label}`", *cells])
-    body = grid(["test top-1 (%)", *(f"seed {seed}" for seed in columns)], lines, "l" + "r" * len(columns))
+    body = grid(
+        [f"test {heading.headline.heading}", *(f"seed {seed}" for seed in columns)], lines, "l" + "r" * len(columns)
+    )
     return f"<details><summary>Every seed of {table.pair}</summary>\n\n{body}\n\n</details>"
 
 
 def overall(heading: Heading, across: Across, level: str = "##") -> list[str]:
     """The section on what holds across settings."""
-    few = len(across.settings) < FEWEST_SETTINGS
+    few, digits = len(across.settings) < FEWEST_SETTINGS, heading.headline.digits
     lines = []
     for row in across.rows:
-        middle = [f"{row.iqm[0]:+.2f}", f"[{row.iqm[1]:+.2f}, {row.iqm[2]:+.2f}]"] if row.iqm else [BLANK, BLANK]
+        middle = (
+            [f"{row.iqm[0]:+.{digits}f}", f"[{row.iqm[1]:+.{digits}f}, {row.iqm[2]:+.{digits}f}]"]
+            if row.iqm
+            else [BLANK, BLANK]
+        )
         p = BLANK if row.label == heading.reference else "too few settings" if few else number(row.p_holm)
         lines.append([f"`{row.label}`", f"{row.mean_rank:.2f}", *middle, p])
     legend = (
@@ -182,8 +197,8 @@ def _name(heading: Heading, row: Row) -> str:
     return name + {heading.floor: " (floor)", heading.reference: " (reference)"}.get(row.label, "")
 
 
-def _reported(row: Row | TeacherRow) -> str:
-    return f"{row.reported.top1:.2f}" if row.reported and row.reported.top1 is not None else BLANK
+def _reported(heading: Heading, row: Row | TeacherRow) -> str:
+    return heading.said(row.reported.top1) if row.reported and row.reported.top1 is not None else BLANK
 
 
 def _troubles(row: Row) -> list[str]:

@@ -19,10 +19,6 @@ EXPECTED_LEGEND = (
     "budget would have given where trials are independent, as those of grid and random are."
 )
 GUIDED = " Those of {samplers} build on earlier ones: fewer of them would have found less than this."
-WORTH = (
-    "Across tracks, and no ranking: test top-1 of the same method with chosen knobs and with the suite's, in percent. "
-    "The difference in points is paired by seed, over the seeds that both tracks have."
-)
 
 
 def tuned_part(tuned: Tuned) -> list[str]:
@@ -44,12 +40,12 @@ def tuned_part(tuned: Tuned) -> list[str]:
         ", ".join(counts) + ".",
     ]
     if board.has_rows:
-        parts.append(f"![Test accuracy of every tuned method with its 95% interval]({heading.picture})")
+        parts.append(f"![Test {heading.headline.words} of every tuned method with its 95% interval]({heading.picture})")
     for table in board.tables:
         parts += pair(heading, table, "###", _chosen(heading, table))
     if board.across:
         parts += overall(heading, board.across, "###")
-    return [*parts, *_worth(tuned.worth), "### Notes on the tuned track", _notes(tuned)]
+    return [*parts, *_worth(heading, tuned.worth), "### Notes on the tuned track", _notes(tuned)]
 
 
 def _chosen(heading: Heading, table: Table) -> list[str]:
@@ -109,15 +105,31 @@ def _doubled(most: int) -> Iterator[int]:
         yield most
 
 
-def _worth(worth: Sequence[Worth]) -> list[str]:
+def _worth(heading: Heading, worth: Sequence[Worth]) -> list[str]:
     if not worth:
         return []
+    metric, digits = heading.headline, heading.headline.digits
+    unit = f" ({metric.unit})" if metric.unit else ""
+    about = (
+        f"Across tracks, and no ranking: test {metric.named} of the same method with chosen knobs and with "
+        f"the suite's{', in percent' if metric.unit == '%' else ''}. The difference"
+        f"{f' in{metric.points}' if metric.points else ''} is "
+        f"{'' if metric.better == 'up' else 'positive where it is better, and '}paired by seed, over the seeds that "
+        "both tracks have."
+    )
     lines = [
-        [row.pair, f"`{row.label}`", plain(row.default), plain(row.tuned), signed(row.gain), str(row.gain.n)]
+        [
+            row.pair,
+            f"`{row.label}`",
+            plain(row.default, digits),
+            plain(row.tuned, digits),
+            signed(row.gain, digits),
+            str(row.gain.n),
+        ]
         for row in worth
     ]
-    columns = ["pair", "method", "default track (%)", "tuned track (%)", "difference", "n"]
-    return ["### What tuning was worth", WORTH, grid(columns, lines, "llrrrr")]
+    columns = ["pair", "method", f"default track{unit}", f"tuned track{unit}", "difference", "n"]
+    return ["### What tuning was worth", about, grid(columns, lines, "llrrrr")]
 
 
 def _notes(tuned: Tuned) -> str:

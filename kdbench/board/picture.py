@@ -1,5 +1,6 @@
-"""Board -> SVG: for each pair gains over the reference, which the claims test, beside accuracies; then costs.
+"""Board -> SVG: for each pair gains over the reference, which the claims test, beside scores; then costs.
 
+Better is right and up: scores of which less is better are drawn with their sign changed, and told without it.
 The bytes depend on the board alone: no date, salted ids, text as outlines of matplotlib's own font, fixed order.
 """
 
@@ -20,6 +21,7 @@ from kdbench.board import picture_cost
 from kdbench.board.palette import FAINT, GREEN, GREY, INK, ORANGE, PALE, Look, key, keys, look
 from kdbench.board.picture_cost import frame
 from kdbench.board.rows import BETTER, TEACHER, Board, Heading, Row, Table
+from kdbench.board.scale import axis, point, tell
 from kdbench.board.text import count
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def written(draw: Callable[[], Figure]) -> str:
 
 def figure(board: Board) -> Figure:
     """A band for each pair, below it the panel of costs where they differ; to be drawn under `SETTINGS`."""
-    tables = [table for table in board.tables if any(row.top1 for row in table.rows)]
+    tables = [table for table in board.tables if any(row.score for row in table.rows)]
     entries = _entries(board.heading, tables)
     top = TITLE + LEGEND * -(-len(entries) // ACROSS)
     heights = [len(_shown(table)) * LINE + HEADER + BOTTOM for table in tables]
@@ -99,7 +101,7 @@ def _entries(heading: Heading, tables: Sequence[Table]) -> list[Line2D]:
         found.append(key(ORANGE, ORANGE, f"{heading.reference} (reference)", line=DOTTED))
     if heading.floor in labels:
         found.append(key(INK, "white", f"{heading.floor} (floor)", "s", DOTTED))
-    if any(table.teacher and table.teacher.top1 is not None for table in tables):
+    if any(table.teacher and table.teacher.score is not None for table in tables):
         found.append(key(GREEN, GREEN, TEACHER, "D", "-"))
     if rows:
         found.append(Line2D([], [], color=GREY, linewidth=1.7, label="95% interval"))
@@ -108,12 +110,12 @@ def _entries(heading: Heading, tables: Sequence[Table]) -> list[Line2D]:
         found.append(key(GREY, "white", "below the scale", "<"))
     if picture_cost.differ(tables):
         found.append(Line2D([], [], color=PALE, linewidth=1.2, label="of the plain student's cost"))
-        found += [key(GREY, "white", "below the scale of costs", "v")] if picture_cost.beyond(tables) else []
+        found += [key(GREY, "white", "below the scale of costs", "v")] if picture_cost.beyond(heading, tables) else []
     return found
 
 
 def _shown(table: Table) -> list[Row]:
-    return [row for row in table.rows if row.top1]
+    return [row for row in table.rows if row.score]
 
 
 def short(label: str) -> str:
@@ -123,7 +125,7 @@ def short(label: str) -> str:
 
 # the panels of a pair ------------------------------------------------------------------------------------------------
 class Spot(NamedTuple):
-    """One row in a panel: mean, half-width of its interval, and its seeds."""
+    """One row in a panel: mean, half-width of its interval, and its seeds; higher is better."""
 
     mean: float
     half: float
@@ -139,6 +141,7 @@ class Panel:
     guides: Mapping[float, str]  # where -> colour
     low: float
     high: float
+    sign: int = 1  # of the numbers at the axis
 
     @property
     def beyond(self) -> bool:
@@ -147,16 +150,23 @@ class Panel:
 
 
 def _panels(heading: Heading, table: Table) -> list[Panel]:
-    """Gains over the reference (else over the floor; none where nothing is compared), and accuracies."""
-    accuracies = {
-        row.label: Spot(row.top1.mean, row.top1.half or 0.0, tuple(top1 for _, top1 in sorted(row.seeds.items())))
+    """Gains over the reference (else over the floor; none where nothing is compared), and scores."""
+    metric = heading.headline
+    scores = {
+        row.label: Spot(
+            metric.sign * row.score.mean,
+            row.score.half or 0.0,
+            tuple(metric.sign * score for _, score in sorted(row.seeds.items())),
+        )
         for row in _shown(table)
-        if row.top1
+        if row.score
     }
-    low, high = limits(list(accuracies.values()))
-    guides = {accuracies[label].mean: colour for label, colour in _controls(heading).items() if label in accuracies}
-    found = [Panel("test top-1 (%)", accuracies, guides, max(0.0, low), min(100.0, high))]
-    over_reference = {row.label: row.over_kd for row in _shown(table)}
+    unit = point(metric, [spot.mean for spot in scores.values()])
+    low, high = limits(list(scores.values()), unit)
+    worst, best = sorted(metric.sign * bound for bound in metric.bounds)
+    guides = {scores[label].mean: colour for label, colour in _controls(heading).items() if label in scores}
+    found = [Panel(axis(metric), scores, guides, max(worst, low), min(best, high), metric.sign)]
+    over_reference = {row.label: row.over_reference for row in _shown(table)}
     over_floor = {row.label: row.gain for row in _shown(table)}
     for base, gains in ((heading.reference, over_reference), (heading.floor, over_floor)):
         other = table.row(base)
@@ -166,11 +176,13 @@ def _panels(heading: Heading, table: Table) -> list[Panel]:
         for row in _shown(table):
             if gain := gains[row.label]:
                 shared = tuple(
-                    row.seeds[seed] - other.seeds[seed] for seed in sorted(set(row.seeds) & set(other.seeds))
+                    metric.sign * (row.seeds[seed] - other.seeds[seed])
+                    for seed in sorted(set(row.seeds) & set(other.seeds))
                 )
                 spots[row.label] = Spot(gain.mean, gain.half or 0.0, shared)
-        words = f"gain over {base} in points, paired by seed"
-        return [Panel(words, spots, {0.0: _controls(heading)[base]}, *limits(list(spots.values()))), *found]
+        within = f" in{metric.points}" if metric.points else ""
+        words = f"gain over {base}{within}, paired by seed"
+        return [Panel(words, spots, {0.0: _controls(heading)[base]}, *limits(list(spots.values()), unit)), *found]
     return found
 
 
@@ -178,23 +190,23 @@ def _controls(heading: Heading) -> dict[str, str]:
     return {heading.floor: INK, heading.reference: ORANGE}
 
 
-def limits(spots: Sequence[Spot]) -> tuple[float, float]:
-    """The range that shows most rows; a row far below the others does not stretch it."""
+def limits(spots: Sequence[Spot], unit: float = 1.0) -> tuple[float, float]:
+    """The range that shows most rows; a row far below the others does not stretch it. `unit`: see `point`."""
     means = sorted(spot.mean for spot in spots)
     first, third = means[len(means) // 4], means[(3 * len(means)) // 4]
-    fence = first - OUTLIER * max(third - first, 0.5)
+    fence = first - OUTLIER * max(third - first, 0.5 * unit)
     spans = [
         value
         for spot in spots
         if spot.mean >= fence
-        for value in (spot.mean - min(spot.half, 20.0), spot.mean + min(spot.half, 20.0), *spot.seeds)
+        for value in (spot.mean - min(spot.half, 20.0 * unit), spot.mean + min(spot.half, 20.0 * unit), *spot.seeds)
     ]
-    margin = 0.04 * max(max(spans) - min(spans), 0.5)
+    margin = 0.04 * max(max(spans) - min(spans), 0.5 * unit)
     return min(spans) - margin, max(spans) + margin
 
 
 def _band(drawn: Figure, heading: Heading, table: Table, top: float, total: float) -> None:
-    """One line for each method, the best on top: its gain, then its accuracy. `top`, `total`: inches."""
+    """One line for each method, the best on top: its gain, then its score. `top`, `total`: inches."""
     rows, panels = _shown(table), _panels(heading, table)
     tall = len(rows) * LINE
     left = 0.3 + 0.075 * max(min(len(row.label), LONGEST) for row in rows)
@@ -215,7 +227,7 @@ def _band(drawn: Figure, heading: Heading, table: Table, top: float, total: floa
             spare = width if len(panels) > 1 else width - 1.3
             _name(axes, table, left - 0.25, width, spare)
         at += width + GAP
-    _accuracies(axes, rows, panels[-1], table)
+    _scores(axes, heading, rows, panels[-1], table)
 
 
 def _name(axes: Axes, table: Table, margin: float, width: float, room: float) -> None:
@@ -234,6 +246,7 @@ def _panel(axes: Axes, heading: Heading, rows: Sequence[Row], panel: Panel) -> N
     axes.grid(axis="x", color="#E8E8E8", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_yticks([])
+    tell(axes.xaxis, panel.sign)
     axes.set_xlabel(panel.words, color=GREY, size=8.5, labelpad=3)
     axes.tick_params(axis="both", length=0)
     for where, colour in panel.guides.items():
@@ -258,16 +271,16 @@ def _spot(axes: Axes, y: int, spot: Spot, mark: Look, low: float) -> None:
               alpha=mark.alpha)  # fmt: skip
 
 
-def _accuracies(axes: Axes, rows: Sequence[Row], panel: Panel, table: Table) -> None:
-    """Numbers beside the panel of accuracies, and the teacher above it."""
+def _scores(axes: Axes, heading: Heading, rows: Sequence[Row], panel: Panel, table: Table) -> None:
+    """Numbers beside the panel of scores, and the teacher above it."""
     for y, row in enumerate(rows):
-        assert row.top1 is not None
-        text, colour = f"{row.top1.mean:.2f}", INK if row.ranked else GREY
+        assert row.score is not None
+        text, colour = heading.said(row.score.mean), INK if row.ranked else GREY
         text += "" if row.ranked or row.why_unranked == row.costlier else f"  n={row.n}"
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), size=8, va="center", color=colour)
-    teacher = table.teacher.top1 if table.teacher else None
-    if teacher is None:
+    if table.teacher is None or table.teacher.score is None:
         return
+    teacher = panel.sign * table.teacher.score
     low, high = panel.low, panel.high
     if high < teacher <= high + 0.6 * (high - low):
         high = teacher + 0.04 * (teacher - low)
@@ -276,7 +289,7 @@ def _accuracies(axes: Axes, rows: Sequence[Row], panel: Panel, table: Table) -> 
     if inside:
         axes.axvline(teacher, color=GREEN, linewidth=1.2, zorder=1)
         axes.plot([teacher], [1.0], marker="D", ms=5, color=GREEN, transform=axes.get_xaxis_transform(), clip_on=False)
-    words = f"{TEACHER} {teacher:.2f}{'' if inside else ' →' if teacher > high else ' ←'}"
+    words = f"{TEACHER} {heading.said(table.teacher.score)}{'' if inside else ' →' if teacher > high else ' ←'}"
     axes.text(1.0, 1.0, words, transform=axes.transAxes, color=GREEN, size=8, ha="right", va="bottom").set_y(
         1.0 + 0.07 / (len(rows) * LINE)
     )

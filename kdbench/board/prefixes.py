@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdbench.board.rows import Anytime, ExitRow, PrefixRow, Reported
+from kdbench.board.rows import Anytime, ExitRow, Heading, PrefixRow, Reported
 from kdbench.board.statistics import interval
 from kdbench.result import Exit, Prefix, Result
 
 Seeded = Mapping[int, Result]
 
 
-def anytime(label: str, results: Seeded, reported: Reported | None) -> Anytime | None:
+def anytime(heading: Heading, label: str, results: Seeded, reported: Reported | None) -> Anytime | None:
     """Prefixes and exits of one method on one pair; None where its finished results have no prefixes.
 
     Args:
@@ -25,16 +25,18 @@ def anytime(label: str, results: Seeded, reported: Reported | None) -> Anytime |
     if not done:
         return None
     longest = max(len(result.prefixes) for result in done.values())
-    rows = [_prefix(k, longest, done, reported) for k in range(1, longest + 1)]
+    rows = [_prefix(heading, k, longest, done, reported) for k in range(1, longest + 1)]
     found = tuple(row for row in rows if row is not None)
-    return Anytime(label, found, _exits(done)) if found else None
+    return Anytime(label, found, _exits(heading.headline.name, done)) if found else None
 
 
-def _prefix(k: int, longest: int, done: Seeded, reported: Reported | None) -> PrefixRow | None:
+def _prefix(heading: Heading, k: int, longest: int, done: Seeded, reported: Reported | None) -> PrefixRow | None:
     having = {seed: result for seed, result in done.items() if len(result.prefixes) >= k}
     pairs = {seed: (result.prefixes[k - 1], result) for seed, result in having.items()}
-    seeds = {seed: float(prefix.scores["test/top1"]) for seed, (prefix, _) in pairs.items() if _top1(prefix.scores)}
-    alone = [float(prefix.alone["test/top1"]) for prefix, _ in pairs.values() if _top1(prefix.alone)]
+    name = f"test/{heading.headline.name}"
+    together = {seed: prefix.scores.get(name) for seed, (prefix, _) in pairs.items()}
+    seeds = {seed: float(value) for seed, value in together.items() if value is not None}
+    alone = [float(prefix.alone[name]) for prefix, _ in pairs.values() if prefix.alone.get(name) is not None]
     if not seeds:
         return None
     first = next(prefix for prefix, _ in pairs.values())
@@ -48,9 +50,9 @@ def _prefix(k: int, longest: int, done: Seeded, reported: Reported | None) -> Pr
         k=k,
         role=first.role,
         seeds=seeds,
-        top1=interval(list(seeds.values())),
+        score=interval(list(seeds.values())),
         alone=interval(alone) if alone else None,
-        metrics=_means([prefix for prefix, _ in pairs.values()]),
+        metrics=_means(heading, [prefix for prefix, _ in pairs.values()]),
         parameters=first.parameters,
         macs=first.macs,
         share=_mean([_share(prefix.macs, result) for prefix, result in pairs.values()]),
@@ -60,14 +62,10 @@ def _prefix(k: int, longest: int, done: Seeded, reported: Reported | None) -> Pr
     )
 
 
-def _top1(scores: Mapping[str, float]) -> bool:
-    return scores.get("test/top1") is not None
-
-
-def _means(prefixes: Sequence[Prefix]) -> dict[str, float]:
+def _means(heading: Heading, prefixes: Sequence[Prefix]) -> dict[str, float]:
     """Means over seeds of the test metrics that every seed has, without `test/`."""
     found = {}
-    for name in ("nll", "ece"):
+    for name in (metric.name for metric in heading.further if not metric.against_teacher):
         value = _mean([prefix.scores.get(f"test/{name}") for prefix in prefixes])
         if value is not None:
             found[name] = value
@@ -85,8 +83,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _exits(done: Seeded) -> tuple[ExitRow, ...]:
-    """One row for each threshold, over the seeds.
+def _exits(name: str, done: Seeded) -> tuple[ExitRow, ...]:
+    """One row for each threshold, over the seeds; `name` is the headline's.
 
     Seeds whose thresholds differ (each chose its own on validation) are joined by their order; where they have
     different numbers of them, only thresholds that all have.
@@ -97,20 +95,20 @@ def _exits(done: Seeded) -> tuple[ExitRow, ...]:
     if len({len(exits) for exits in lists.values()}) > 1:
         common = set.intersection(*({leave.threshold for leave in exits} for exits in lists.values()))
         lists = {seed: [leave for leave in exits if leave.threshold in common] for seed, exits in lists.items()}
-    rows = [_exit(dict(zip(lists, column, strict=True)), done) for column in zip(*lists.values(), strict=True)]
+    rows = [_exit(name, dict(zip(lists, column, strict=True)), done) for column in zip(*lists.values(), strict=True)]
     return tuple(row for row in rows if row is not None)
 
 
-def _exit(exits: Mapping[int, Exit], done: Seeded) -> ExitRow | None:
-    values = [leave.scores.get("test/top1") for leave in exits.values()]
+def _exit(name: str, exits: Mapping[int, Exit], done: Seeded) -> ExitRow | None:
+    values = [leave.scores.get(f"test/{name}") for leave in exits.values()]
     if any(value is None for value in values):
         return None
     longest = max(len(leave.leaving) for leave in exits.values())
     leaving = [_mean([leave.leaving[i] for leave in exits.values() if i < len(leave.leaving)]) for i in range(longest)]
     return ExitRow(
         thresholds=(min(e.threshold for e in exits.values()), max(e.threshold for e in exits.values())),
-        top1=interval([float(value) for value in values if value is not None]),
-        val_top1=_mean([leave.scores.get("val/top1") for leave in exits.values()]),
+        score=interval([float(value) for value in values if value is not None]),
+        val_score=_mean([leave.scores.get(f"val/{name}") for leave in exits.values()]),
         share=_mean([_share(e.macs["test"], done[seed]) if "test" in e.macs else None for seed, e in exits.items()]),
         leaving=tuple(share or 0.0 for share in leaving),
     )

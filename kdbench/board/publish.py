@@ -15,12 +15,12 @@ from kdbench.board import page as render
 from kdbench.board import tracks
 from kdbench.board.heading import heading
 from kdbench.board.rank import rank
-from kdbench.board.rows import Board
+from kdbench.board.rows import Board, Unconverged
 from kdbench.board.text import gain, plain
 from kdbench.errors import UserError, printable
 from kdbench.result import Result
 from kdbench.run.store import Store, chosen, published
-from kdbench.suite import winners
+from kdbench.suite import rates, winners
 from kdbench.suite.load import Suite
 
 if TYPE_CHECKING:
@@ -53,8 +53,11 @@ def board_of(suite: Suite, store: Store) -> Board:
     Raises:
         UserError: a file of the tuned track is damaged.
     """
-    board = rank(heading(suite), current(suite, store))
-    return replace(board, tuned=tracks.tuned_track(suite, store, board, _root(store)))
+    root = _root(store)
+    measured = rates.current(suite, root, suite.file.floor)
+    unconverged = {pair: Unconverged(*floor.higher) for pair, floor in measured.items() if floor.higher}
+    board = rank(replace(heading(suite), unconverged=unconverged), current(suite, store))
+    return replace(board, tuned=tracks.tuned_track(suite, store, board, root))
 
 
 def publish(board: Board, root: Path, *, redraw: bool = True) -> list[Path]:
@@ -138,21 +141,25 @@ def tables(board: Board) -> list[Table]:
     from rich.text import Text
 
     shown = []
-    heading = board.heading
+    heading, metric, digits = board.heading, board.heading.headline, board.heading.headline.digits
+    title_of = f"test {metric.named}{f' {metric.unit}' if metric.unit else ''}"
     parts = [(pair, "") for pair in board.tables]
     parts += [(pair, ", tuned track") for pair in (board.tuned.board.tables if board.tuned else ())]
     for pair, track in parts:
-        teacher = f", teacher {pair.teacher.top1:.2f}%" if pair.teacher and pair.teacher.top1 is not None else ""
+        teacher = (
+            f", teacher {metric.shown(pair.teacher.score)}" if pair.teacher and pair.teacher.score is not None else ""
+        )
         title = f"{pair.pair}{track}{teacher}"
         table = Table(title=Text(printable(title)), title_justify="left", box=None, header_style="bold", pad_edge=False)
         caption = "\n".join(printable(f"{text}.") for text in pair.told)
         table.caption, table.caption_justify = Text(caption) if caption else None, "left"
-        for column in ("method", "n", "test top-1 %", f"gain over {heading.floor}", f"over {heading.reference}", ""):
+        for column in ("method", "n", title_of, f"gain over {heading.floor}", f"over {heading.reference}", ""):
             table.add_column(column, justify="left" if column in ("method", "") else "right")
         for row in pair.rows:
             trouble = "; ".join(text for _, text in row.troubles)
             note = heading.claimed(row) if row.ranked else ": ".join(filter(None, (row.why_unranked, trouble)))
-            cells = (row.label, str(row.n), plain(row.top1), gain(row.gain, row.n), gain(row.over_kd, row.n), note)
+            gains = (gain(found, row.n, digits) for found in (row.gain, row.over_reference))
+            cells = (row.label, str(row.n), plain(row.score, digits), *gains, note)
             table.add_row(*(Text(printable(cell)) for cell in cells))
         shown.append(table)
     return shown

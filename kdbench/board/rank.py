@@ -20,7 +20,6 @@ from kdbench.board.rows import (
     NO_RESULT,
     NOT_SEPARABLE,
     PRELIMINARY,
-    SMALLEST_GAP,
     TEACHER,
     WORSE,
     Across,
@@ -80,14 +79,18 @@ def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
     plain = {label: _row(heading, pair, label, of[label], bool(alarms)) for label in labels}
     if not alarms:
         plain = {label: _compared(heading, row, plain, of, teacher) for label, row in plain.items()}
-    ranked = sorted((r for r in plain.values() if not r.why_unranked), key=lambda r: -round(r.top1.mean, 9))  # type: ignore[union-attr]
-    means = [round(row.top1.mean, 9) for row in ranked if row.top1]
+    sign = heading.headline.sign
+    ranked = sorted(
+        (r for r in plain.values() if not r.why_unranked),
+        key=lambda r: -sign * round(r.score.mean, 9),  # type: ignore[union-attr]
+    )
+    means = [round(row.score.mean, 9) for row in ranked if row.score]
     placed = [replace(row, place=means.index(mean) + 1) for row, mean in zip(ranked, means, strict=True)]
     recipes = _distinct(json.dumps(r.job["recipe"], sort_keys=True) for r in results if "recipe" in r.job)
     unranked = [row for row in plain.values() if row.why_unranked]
     costly, partial = ([r for r in unranked if (r.why_unranked == r.costlier) is own] for own in (True, False))
     rows = (*_claimed(placed, len(heading.seeds)), *costly, *partial)
-    early = (anytime(row.label, of[row.label], row.reported) for row in rows)
+    early = (anytime(heading, row.label, of[row.label], row.reported) for row in rows)
     return Table(
         pair=pair,
         teacher=teacher,
@@ -97,26 +100,31 @@ def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
         recipe=json.loads(recipes[0]) if len(recipes) == 1 else None,
         note=heading.notes.get(pair, ""),
         anytime=tuple(found for found in early if found),
-        warnings=() if alarms else tuple(_warnings(heading, teacher, rows, of)),
+        warnings=() if alarms else tuple(_warnings(heading, pair, teacher, rows, of)),
     )
 
 
 def _warnings(
-    heading: Heading, teacher: TeacherRow | None, rows: Sequence[Row], of: Mapping[str, Mapping[int, Result]]
+    heading: Heading, pair: str, teacher: TeacherRow | None, rows: Sequence[Row], of: Mapping[str, Mapping[int, Result]]
 ) -> Iterator[str]:
     """Sentences about rows that may be compared, without which they would be misread."""
     floor = next((row for row in rows if row.label == heading.floor), None)
-    if floor and floor.top1 and teacher and teacher.top1 is not None and teacher.top1 < floor.top1.mean:
-        yield (
-            f"The teacher ({teacher.top1:.2f}) is below the floor {floor.label} ({floor.top1.mean:.2f}), the student "
-            "without it"
-        )
+    metric = heading.headline
+    if floor and floor.score and teacher and teacher.score is not None:
+        taught, untaught = teacher.score, floor.score.mean
+        if metric.sign * taught < metric.sign * untaught:
+            side = "below" if metric.better == "up" else "above"
+            yield (
+                f"The teacher ({heading.said(taught)}) is {side} the floor {floor.label} ({heading.said(untaught)}), "
+                "the student without it"
+            )
     for row in rows:
         if not row.sound:
             yield f"{row.label} is {heading.claimed(row)}"
+    yield from _unconverged(heading, pair, rows)
     same: dict[tuple[tuple[int, str, str], ...], list[str]] = {}
     for label, results in of.items():
-        if (found := _digits(results)) and len(results) > 1:
+        if (found := _digits(heading, results)) and len(results) > 1:
             same.setdefault(found, []).append(label)
     for labels in same.values():
         if len(labels) > 1:
@@ -124,12 +132,24 @@ def _warnings(
             yield f"{names} are the same run to six digits, seed by seed: what they differ in had no effect"
 
 
-def _digits(results: Mapping[int, Result]) -> tuple[tuple[int, str, str], ...]:
+def _unconverged(heading: Heading, pair: str, rows: Sequence[Row]) -> Iterator[str]:
+    """A sentence where a higher learning rate gives the floor more than the smallest gain that is claimed here."""
+    found, metric = heading.unconverged.get(pair), heading.headline
+    if found is None:
+        return
+    over_reference = [row.over_reference.mean for row in rows if row.over_reference and row.claim == BETTER]
+    over_floor = [row.gain.mean for row in rows if row.gain and row.over_floor == BETTER]
+    if found.gain > min([*over_reference, *over_floor], default=metric.gap):
+        gained = f"{heading.said(found.gain)}{metric.points}"
+        yield f"The floor's learning rate is not converged: x{found.factor:g} gains {gained} on validation"
+
+
+def _digits(heading: Heading, results: Mapping[int, Result]) -> tuple[tuple[int, str, str], ...]:
     """(seed, metric, value) to six digits of what tells two trained students apart."""
     found = [
         (seed, name, result.scores.get(f"test/{name}"))
         for seed, result in sorted(results.items())
-        for name in ("top1", "nll")
+        for name in heading.followed
     ]
     return tuple((seed, name, f"{value:.6g}") for seed, name, value in found if value is not None)
 
@@ -203,16 +223,18 @@ def _teacher(heading: Heading, pair: str, results: Sequence[Result]) -> TeacherR
         parameters=costs[0].teacher_parameters if costs else None,
         macs=costs[0].teacher_macs if costs else None,
         reported=heading.reported.get((pair, TEACHER)),
+        score=first.scores.get(f"test/{heading.headline.name}"),
     )
 
 
 def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result], alarmed: bool) -> Row:
     """What the method's own results say."""
     finished = {seed: result for seed, result in sorted(results.items()) if result.status == "ok"}
-    done = {seed: result for seed, result in finished.items() if result.scores.get("test/top1") is not None}
+    name = f"test/{heading.headline.name}"
+    done = {seed: result for seed, result in finished.items() if result.scores.get(name) is not None}
     troubles: dict[str, list[int]] = {}
     for seed in sorted(set(heading.seeds) - set(done)):
-        troubles.setdefault(_trouble(results.get(seed)), []).append(seed)
+        troubles.setdefault(_trouble(results.get(seed), heading.headline.words), []).append(seed)
     n, costs = len(done), [result.cost for result in done.values() if result.cost]
     why = ""
     if n < len(heading.seeds):
@@ -221,13 +243,13 @@ def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result],
         why = f"only {n} seed{'s' if n > 1 else ''}"
     elif alarmed:
         why = "not comparable"
-    seeds = {seed: float(result.scores["test/top1"]) for seed, result in done.items()}
+    seeds = {seed: float(result.scores[name]) for seed, result in done.items()}
     return Row(
         label=label,
         seeds=seeds,
         troubles=tuple((tuple(hit), text) for text, hit in troubles.items()),
         why_unranked=why,
-        top1=interval(list(seeds.values())) if seeds else None,
+        score=interval(list(seeds.values())) if seeds else None,
         metrics=_means([result.scores for result in done.values()]),
         parameters=costs[0].parameters if costs else None,
         macs=costs[0].macs if costs else None,
@@ -237,11 +259,11 @@ def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result],
     )
 
 
-def _trouble(result: Result | None) -> str:
+def _trouble(result: Result | None, score: str) -> str:
     if result is None:
         return NO_RESULT
     if result.status == "ok":
-        return "finished without a test accuracy"
+        return f"finished without a test {score}"
     return f"{result.status}: {result.reason or 'no reason given'}"
 
 
@@ -254,16 +276,19 @@ def _compared(
 ) -> Row:
     """The row with what needs other rows."""
     floor, reference = rows.get(heading.floor), rows.get(heading.reference)
-    gain = paired(row.seeds, floor.seeds) if floor and floor.label != row.label else None
+    metric = heading.headline
+    gain = paired(row.seeds, floor.seeds, metric.sign) if floor and floor.label != row.label else None
     recovered = None
-    if gain and gain.n == len(heading.seeds) and floor and floor.top1 and teacher and teacher.top1 is not None:
-        gap = teacher.top1 - floor.top1.mean
-        recovered = gain.mean / gap if gap >= SMALLEST_GAP else None
+    if gain and gain.n == len(heading.seeds) and floor and floor.score and teacher and teacher.score is not None:
+        gap = metric.sign * (teacher.score - floor.score.mean)
+        recovered = gain.mean / gap if gap >= metric.gap and gap > 0 else None
     costlier = _costlier(row, next((plain for plain in (floor, reference) if plain and plain.macs), None))
     return replace(
         row,
         gain=gain,
-        over_kd=paired(row.seeds, reference.seeds) if reference and reference.label != row.label else None,
+        over_reference=(
+            paired(row.seeds, reference.seeds, metric.sign) if reference and reference.label != row.label else None
+        ),
         recovered=recovered,
         relative_time=_relative_time(of[row.label], of.get(heading.floor, {})),
         costlier=costlier,
@@ -303,7 +328,7 @@ def _relative_time(results: Mapping[int, Result], floor: Mapping[int, Result]) -
 
 def _claimed(ranked: Sequence[Row], seeds: int) -> list[Row]:
     """Ranked rows with their claims. None is made where the reference, or the floor, is incomplete."""
-    claims = _claims({row.label: row.over_kd for row in ranked}, seeds)
+    claims = _claims({row.label: row.over_reference for row in ranked}, seeds)
     over_floor = _claims({row.label: row.gain for row in ranked}, seeds)
     nothing: tuple[float | None, str] = (None, "")
     rows = []
@@ -332,16 +357,19 @@ def _across(heading: Heading, tables: Sequence[Table]) -> Across | None:
     labels = [label for label in heading.methods if all(label in ranked for ranked in rows)]
     if not labels:
         return None
-    ranks = mean_ranks([[ranked[label].top1.mean for label in labels] for ranked in rows])  # type: ignore[union-attr]
+    sign = heading.headline.sign
+    ranks = mean_ranks([[sign * ranked[label].score.mean for label in labels] for ranked in rows])  # type: ignore[union-attr]
     iqms = {}
     if (floor := heading.floor) in labels:
         for label in labels:
-            gains = [[top1 - ranked[floor].seeds[s] for s, top1 in ranked[label].seeds.items()] for ranked in rows]
+            gains = [
+                [sign * (score - ranked[floor].seeds[s]) for s, score in ranked[label].seeds.items()] for ranked in rows
+            ]
             iqms[label] = iqm_interval(gains) if label != floor else None
     p_values: dict[str, float] = {}
     if heading.reference in labels:
         for label in labels:
-            p = wilcoxon([ranked[label].over_kd.mean for ranked in rows if ranked[label].over_kd])  # type: ignore[union-attr]
+            p = wilcoxon([ranked[label].over_reference.mean for ranked in rows if ranked[label].over_reference])  # type: ignore[union-attr]
             if p is not None:
                 p_values[label] = p
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kdbench.board.statistics import Interval
+from kdbench.tasks import Metric
 
 TEACHER = "teacher"
 HEADLINE, PRELIMINARY = 5, 3  # seeds
 COSTLIER = 1.05  # times the plain student's parameters or MACs, beyond which a deployed student is of another class
-SMALLEST_GAP = 0.5  # points between teacher and floor, below which a share of the gap means nothing
 NO_RESULT = "no result yet"
 BETTER, WORSE, NOT_SEPARABLE = "better than", "worse than", "not separable from"  # the reference, or the floor
 
 
 class Reported(Protocol):
-    """A paper's numbers in percent, and how the paper chose them."""
+    """A paper's numbers, of the headline, and how the paper chose them."""
 
     @property
     def top1(self) -> float | None: ...
@@ -54,6 +54,14 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Unconverged:
+    """A floor whose learning rate is too low: a multiple of it, and what that gains on validation (> 0)."""
+
+    factor: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class Heading:
     """What the suite says about itself, without paths."""
 
@@ -66,6 +74,9 @@ class Heading:
     methods: Mapping[str, str]  # label -> method with its resolved knobs, "kd(temperature=4)"
     cells: tuple[tuple[str, str], ...]  # (pair, label)
     seeds: tuple[int, ...]
+    headline: Metric  # what ranks
+    metrics: tuple[Metric, ...]  # all that the task measures
+    followed: tuple[str, ...]  # names of those that tell two trained students apart
     floor: str = "none"  # label of the student without a teacher, over which gains are counted
     reference: str = "kd"  # label of the method that claims compare with
     reported: Mapping[tuple[str, str], Reported] = field(default_factory=dict)  # (pair, label or "teacher")
@@ -74,7 +85,18 @@ class Heading:
     track: str = "default"
     notes: Mapping[str, str] = field(default_factory=dict)  # pair -> a sentence
     tunings: Mapping[tuple[str, str], Tuning] = field(default_factory=dict)  # of the tuned track, by cell
+    example: str = "image"  # one of them: what MACs are counted of
     gpu_seconds: float | None = None  # the budget of tuning a cell, where it is not a number of trials
+    unconverged: Mapping[str, Unconverged] = field(default_factory=dict)  # pair -> what its floor's rate leaves
+
+    @property
+    def further(self) -> tuple[Metric, ...]:
+        """The metrics beside the headline that have a column."""
+        return tuple(metric for metric in self.metrics if metric.column and metric.name != self.headline.name)
+
+    def said(self, value: float) -> str:
+        """A value of the headline, rounded: "56.78"."""
+        return self.headline.number(value)
 
     @property
     def picture(self) -> str:
@@ -98,16 +120,16 @@ class Heading:
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one pair. Accuracies in percent; gains in points, paired by seed."""
+    """One method on one pair. Scores are of the headline; gains, paired by seed, are positive where it is better."""
 
     label: str
-    seeds: Mapping[int, float]  # seed -> test top-1 of its finished jobs
+    seeds: Mapping[int, float]  # seed -> test score of its finished jobs
     troubles: tuple[tuple[tuple[int, ...], str], ...]  # (seeds, what happened to them)
     why_unranked: str  # "" for a ranked row
     place: int | None = None
-    top1: Interval | None = None
+    score: Interval | None = None
     gain: Interval | None = None  # over the floor
-    over_kd: Interval | None = None  # over the reference
+    over_reference: Interval | None = None  # over the reference
     p_holm: float | None = None
     claim: str = ""  # BETTER, WORSE or NOT_SEPARABLE: against the reference
     over_floor: str = ""  # the same against the floor
@@ -152,22 +174,19 @@ class TeacherRow:
     parameters: int | None
     macs: int | None
     reported: Reported | None
-
-    @property
-    def top1(self) -> float | None:
-        return self.scores.get("test/top1")
+    score: float | None = None  # of the headline on the test split
 
 
 @dataclass(frozen=True)
 class PrefixRow:
-    """The first k roles answering together. Accuracies in percent."""
+    """The first k roles answering together."""
 
     k: int
     role: str  # the k-th
-    seeds: Mapping[int, float]  # seed -> test top-1
-    top1: Interval
+    seeds: Mapping[int, float]  # seed -> test score
+    score: Interval
     alone: Interval | None  # the k-th without the others
-    metrics: Mapping[str, float]  # means over seeds of nll, ece
+    metrics: Mapping[str, float]  # means over seeds, of those with a column
     parameters: int
     macs: int
     share: float | None  # of the teacher's MACs
@@ -178,11 +197,11 @@ class PrefixRow:
 
 @dataclass(frozen=True)
 class ExitRow:
-    """Early exit at one threshold: expected cost and accuracy on the test split."""
+    """Early exit at one threshold: expected cost and score on the test split."""
 
     thresholds: tuple[float, float]  # lowest and highest over seeds
-    top1: Interval
-    val_top1: float | None
+    score: Interval
+    val_score: float | None
     share: float | None  # expected MACs of an image, of the teacher's
     leaving: tuple[float, ...]  # share of images that leave at each k
 
@@ -260,7 +279,7 @@ class Board:
     @property
     def has_rows(self) -> bool:
         """Whether there is anything to draw."""
-        return any(row.top1 for table in self.tables for row in table.rows)
+        return any(row.score for table in self.tables for row in table.rows)
 
     @property
     def expected(self) -> int:

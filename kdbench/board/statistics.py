@@ -1,7 +1,8 @@
 """What may be concluded from a few seeds and a few settings.
 
-Accuracies here are percent and gains percentage points, but nothing depends on the unit. Seeds are paired: the same
-seed is the same student, order and augmentation for every method, so a gain is one difference for each seed.
+Nothing depends on the unit of a score; where less is better, differences change their sign, so that + is a gain. Seeds
+are paired: the same seed is the same student, order and augmentation for every method, so a gain is one difference for
+each seed.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, half, n, float(2 * stdtr(n - 1, -abs(mean) / error)))
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Interval | None:
-    """The interval of a - b over the seeds that both have; None where they share none."""
+def paired(a: Mapping[int, float], b: Mapping[int, float], sign: int = 1) -> Interval | None:
+    """The interval of sign * (a - b) over the seeds that both have; None where they share none."""
     common = sorted(set(a) & set(b))
-    return interval([a[seed] - b[seed] for seed in common]) if common else None
+    return interval([sign * (a[seed] - b[seed]) for seed in common]) if common else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -171,7 +172,7 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def mean_ranks(scores_SM: Sequence[Sequence[float]]) -> list[float]:
-    """Mean over settings of each method's rank, 1 the best, ties sharing the mean of their places."""
+    """Mean over settings of each method's rank, 1 the highest, ties sharing the mean of their places."""
     ranks_SM = [_ranks(-np.round(np.asarray(row, dtype=float), 9)) for row in scores_SM]
     return [float(rank) for rank in np.mean(ranks_SM, axis=0)]
 

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from kdbench.board.statistics import Interval
 from kdbench.errors import printable
+from kdbench.tasks import Metric
 
 BLANK = ""
 
@@ -20,21 +21,21 @@ def grid(columns: Sequence[str], lines: Sequence[Sequence[str]], align: str) -> 
     return tabulate(lines, headers=columns, tablefmt="pipe", colalign=sides, disable_numparse=True)
 
 
-def plain(value: Interval | None) -> str:
-    return f"{value.mean:.2f} ± {_half(value)}" if value else BLANK
+def plain(value: Interval | None, digits: int) -> str:
+    return f"{value.mean:.{digits}f} ± {_half(value, digits)}" if value else BLANK
 
 
-def signed(value: Interval | None) -> str:
-    return f"{value.mean:+.2f} ± {_half(value)}" if value else BLANK
+def signed(value: Interval | None, digits: int) -> str:
+    return f"{value.mean:+.{digits}f} ± {_half(value, digits)}" if value else BLANK
 
 
-def gain(value: Interval | None, n: int) -> str:
+def gain(value: Interval | None, n: int, digits: int) -> str:
     """A gain of a row of n seeds, with the number of those that both rows have where that is another."""
-    return signed(value) + (f" (n={value.n})" if value and value.n != n else "")
+    return signed(value, digits) + (f" (n={value.n})" if value and value.n != n else "")
 
 
-def _half(value: Interval) -> str:
-    return "–" if value.half is None else f"{value.half:.2f}"
+def _half(value: Interval, digits: int) -> str:
+    return "–" if value.half is None else f"{value.half:.{digits}f}"
 
 
 def percent(share: float | None, digits: int = 0) -> str:
@@ -45,6 +46,11 @@ def number(value: float | None) -> str:
     return BLANK if value is None else f"{value:.3f}"
 
 
+def scored(metric: Metric, value: float | None) -> str:
+    """A value below the heading of its metric."""
+    return BLANK if value is None else metric.number(value)
+
+
 def amount(value: int | None) -> str:
     """1234567 -> 1.23M."""
     if value is None:
@@ -53,6 +59,11 @@ def amount(value: int | None) -> str:
         if value >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return str(value)
+
+
+def capital(words: str) -> str:
+    """The beginning of a sentence."""
+    return words[:1].upper() + words[1:]
 
 
 def count(n: int, what: str) -> str:

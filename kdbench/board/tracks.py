@@ -52,6 +52,7 @@ def tuned_track(suite: Suite, store: Store, default: Board, root: Path) -> Tuned
         cells=tuple(found),
         pairs=tuple(dict.fromkeys(pair for pair, _ in found)),
         gpu_seconds=tune.gpu_seconds if tune.budget == "gpu_seconds" else None,
+        unconverged={},  # the floor of this track has a rate of its own
         reported={},  # papers report their own knobs: in the default track
     )
     board = rank(heading, chosen(suite, store, found))
@@ -67,7 +68,7 @@ def worth(default: Board, tuned: Board) -> Iterator[Worth]:
             continue
         for row in table.rows:
             before = other.row(row.label)
-            gain = paired(row.seeds, before.seeds) if before else None
+            gain = paired(row.seeds, before.seeds, default.heading.headline.sign) if before else None
             if before and gain:
                 common = sorted(set(row.seeds) & set(before.seeds))
                 sides = [interval([seeds[seed] for seed in common]) for seeds in (before.seeds, row.seeds)]

@@ -41,17 +41,19 @@ def recipe(
     label = opened.suite.file.floor
     if not any(cell == label for _, cell in opened.suite.cells):
         raise UserError(f"{suite}: has no method '{label}' that could be the floor: add it, or set `floor`")
+    metric = opened.suite.task.headline
     floors = sweep(
         opened,
         label,
-        f"val/{opened.bench.data.task.headline.name}",
+        metric,
         chosen,
         lambda job, verdict: screen.print(f"{job.name} seed {job.seed}: {verdict}", markup=False, highlight=False),
     )
     rows: list[dict[str, object]] = []
     for floor in floors:
-        scores = {f"x{factor}": f"{score:.2f}" for factor, score in floor.scores.items()}
-        verdict = f"not converged: a higher rate gains {floor.left:.2f}" if floor.left > 0.5 else "converged"
+        scores = {f"x{factor}": metric.number(score) for factor, score in floor.scores.items()}
+        low = floor.left > metric.gap
+        verdict = f"not converged: a higher rate gains {metric.number(floor.left)}" if low else "converged"
         rows.append({"pair": floor.pair, "rate": f"{floor.rate:g}", **scores, "verdict": verdict})
     emit(rows, False)
     typer.echo(str(rates.write(results, opened.suite.file.name, floors)))

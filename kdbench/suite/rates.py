@@ -26,17 +26,28 @@ class Floor:
     rate: float  # the recipe's
     seeds: tuple[int, ...]
     scores: Mapping[str, float]  # factor as text -> mean
+    better: str = "up"  # the good direction of the metric: "up" or "down"
+
+    def gain(self, factor: str) -> float:
+        """What a factor gains over the recipe's own rate, positive where it is better."""
+        return (1 if self.better == "up" else -1) * (self.scores[factor] - self.scores["1"])
 
     @property
     def best(self) -> float:
-        """The factor with the highest score; of equal ones the smallest."""
-        return min((-score, float(factor)) for factor, score in self.scores.items())[1]
+        """The factor with the best score; of equal ones the smallest."""
+        return min((-self.gain(factor), float(factor)) for factor in self.scores)[1]
+
+    @property
+    def higher(self) -> tuple[float, float] | None:
+        """The higher rate that gains most over the recipe's own, as (factor, gain > 0); None where none gains."""
+        gains = [(self.gain(factor), -float(factor)) for factor in self.scores if float(factor) > 1]
+        gain, factor = max(gains, default=(0.0, -1.0))
+        return (-factor, gain) if gain > 0 else None
 
     @property
     def left(self) -> float:
         """How much a higher rate would gain over the recipe's own; 0 where none does."""
-        own = self.scores["1"]
-        return max(0.0, max(score - own for factor, score in self.scores.items() if float(factor) > 1))
+        return self.higher[1] if self.higher else 0.0
 
 
 def hash_of(suite: Suite, pair: str, label: str) -> str:

@@ -29,7 +29,8 @@ class Metric:
 
     `name` is what records call it (`test/<name>`), `unit` stands behind it ("%", "nats", ""), `better` is its good
     direction, `digits` how many decimals are shown, `gap` the smallest difference between teacher and floor of which a
-    share means something, `bounds` the values that it can take.
+    share means something, `bounds` the values that it can take. The rest is of boards: how a column is titled and
+    explained, and whether there is one.
     """
 
     name: str
@@ -39,16 +40,49 @@ class Metric:
     gap: float = 0.0
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
     title: str = ""  # of a column; default: the name
+    word: str = ""  # in a sentence, "accuracy"; default: the title
+    about: str | None = None  # what a legend says of its column; default: its direction; "": known, with its unit
+    share: bool = False  # a fraction that boards show in percent
+    column: bool = True  # whether boards have a column of it
+    against_teacher: bool = False  # compares with the teacher's answers, and is nothing without it
 
     def shown(self, value: float) -> str:
         """ "56.78%", "0.614": rounded, with the unit. Other values than top-1's say what they are: "rmse 54.123"."""
-        said = f"{value:.{self.digits}f}{'' if self.unit in ('', '%') else ' '}{self.unit}"
+        said = f"{self.number(value)}{'' if self.unit in ('', '%') else ' '}{self.unit}"
         return said if self.unit == "%" else f"{self.name} {said}"
+
+    def number(self, value: float) -> str:
+        """Rounded, as it stands below its heading: "56.78", "90.0%" of a share."""
+        return f"{100 * value:.{self.digits}f}%" if self.share else f"{value:.{self.digits}f}"
 
     @property
     def sign(self) -> int:
         """1 where more is better, else -1: sign * difference is a gain."""
         return 1 if self.better == "up" else -1
+
+    @property
+    def named(self) -> str:
+        """The title without the unit: "top-1", "RMSE"."""
+        return self.title or self.name
+
+    @property
+    def heading(self) -> str:
+        """Of a column, with the unit: "top-1 (%)", "RMSE"."""
+        return f"{self.named} ({self.unit})" if self.unit and self.about != "" else self.named
+
+    @property
+    def words(self) -> str:
+        """In a sentence: "accuracy"."""
+        return self.word or self.named
+
+    @property
+    def direction(self) -> str:
+        return "more is better" if self.better == "up" else "less is better"
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference behind a number, with a space before it: " points", " nats", ""."""
+        return " points" if self.unit == "%" else f" {self.unit}" if self.unit else ""
 
 
 def combined(answers: Sequence[Tensor], how: Literal["sum", "mean"]) -> Tensor:

@@ -21,17 +21,26 @@ class Classification(Task):
     """One class for each example, out of `outputs`."""
 
     kind: ClassVar[Literal["categorical"]] = "categorical"
-    headline: ClassVar[Metric] = Metric("top1", "%", "up", 2, gap=0.5, bounds=(0.0, 100.0))
+    headline: ClassVar[Metric] = Metric(
+        "top1", "%", "up", 2, gap=0.5, bounds=(0.0, 100.0), title="top-1", word="accuracy"
+    )
     metrics: ClassVar[tuple[Metric, ...]] = (
         headline,
-        Metric("top5", "%", "up", 2, bounds=(0.0, 100.0)),
-        Metric("nll", "nats", "down", bounds=(0.0, float("inf"))),
-        Metric("ece", "", "down", bounds=(0.0, 1.0)),
-        Metric("brier", "", "down", bounds=(0.0, 2.0)),
-        Metric("agreement", "", "up", bounds=(0.0, 1.0)),
-        Metric("agreement_on_errors", "", "up", bounds=(0.0, 1.0)),
-        Metric("kl", "nats", "down", bounds=(0.0, float("inf"))),
-    )
+        Metric("top5", "%", "up", 2, bounds=(0.0, 100.0), title="top-5", column=False),
+        Metric(
+            "agreement", "", "up", 1, bounds=(0.0, 1.0), title="agree", share=True, against_teacher=True,
+            about="test images on which student and teacher give the same answer; **on errors**: the same among the "
+            "teacher's mistakes",
+        ),
+        Metric(
+            "agreement_on_errors", "", "up", 1, bounds=(0.0, 1.0), title="on errors", share=True, against_teacher=True,
+            about="",
+        ),
+        Metric("nll", "nats", "down", bounds=(0.0, float("inf")), title="NLL", about=""),
+        Metric("ece", "", "down", bounds=(0.0, 1.0), title="ECE", about="15 bins"),
+        Metric("brier", "", "down", bounds=(0.0, 2.0), column=False),
+        Metric("kl", "nats", "down", bounds=(0.0, float("inf")), column=False, against_teacher=True),
+    )  # fmt: skip
 
     followed: ClassVar[tuple[str, ...]] = ("top1", "nll")
 

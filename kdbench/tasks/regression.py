@@ -31,7 +31,14 @@ class Regression(Task):
         headline,
         Metric("mae", "", "down", bounds=(0.0, float("inf")), title="MAE"),
         Metric("r2", "", "up", bounds=(float("-inf"), 1.0), title="R²"),
-        Metric("rmse_to_teacher", "", "down", bounds=(0.0, float("inf")), title="RMSE to the teacher"),
+        Metric(
+            "rmse_to_teacher",
+            bounds=(0.0, float("inf")),
+            better="down",
+            title="to the teacher",
+            against_teacher=True,
+            about="RMSE between the answers of student and teacher",
+        ),
     )
     followed: ClassVar[tuple[str, ...]] = ("rmse", "r2")
 

@@ -14,6 +14,7 @@ from kdbench.run.opened import Opened
 from kdbench.run.store import Store
 from kdbench.suite.job import Job, variant
 from kdbench.suite.rates import Floor, hash_of
+from kdbench.tasks import Metric
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 RATE = "recipe.optimizer.lr"
@@ -28,11 +29,12 @@ def seeds_of(opened: Opened) -> tuple[int, ...]:
 def sweep(
     opened: Opened,
     label: str,
-    metric: str,
+    metric: Metric,
     factors: Sequence[float] = FACTORS,
     told: Callable[[Job, str], None] = lambda job, verdict: None,
 ) -> list[Floor]:
-    """The floor `label` of every pair at each factor of its recipe's rate."""
+    """The floor `label` of every pair at each factor of its recipe's rate; `metric` is read on validation."""
+    name = f"val/{metric.name}"
     suite, bench = opened.suite, opened.bench
     store = Store(bench.runs / "recipe", suite.file.name, bench.warn)
     floors = []
@@ -44,9 +46,12 @@ def sweep(
                 job = variant(suite, pair, label, {RATE: rate * factor}, bench.data.fingerprint, seed=seed)
                 result, _ = runner.do(job, bench, store, ("val",))
                 if result.status == "ok":
-                    values.append(result.scores[metric])
-                told(job, f"rate {rate * factor:g}: {values[-1]:.2f}" if result.status == "ok" else result.status)
+                    values.append(result.scores[name])
+                told(
+                    job,
+                    f"rate {rate * factor:g}: {metric.number(values[-1])}" if result.status == "ok" else result.status,
+                )
             if values:
                 scores[f"{factor:g}"] = fmean(values)
-        floors.append(Floor(pair, hash_of(suite, pair, label), metric, rate, seeds_of(opened), scores))
+        floors.append(Floor(pair, hash_of(suite, pair, label), name, rate, seeds_of(opened), scores, metric.better))
     return floors

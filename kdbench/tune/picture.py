@@ -84,7 +84,7 @@ def curves(pair: str, rows: Mapping[str, Winner], hues: Mapping[str, str], *, ri
         axes.set_ylim(low, high)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("n trials", color=GREY)
-        axes.set_ylabel(ordered[0][1].metric, color=GREY)
+        axes.set_ylabel(ordered[0][1].metric + ("" if rising else ", less is better"), color=GREY)
         axes.set_title(
             f"{pair}: expected best of n trials (triangles: the suite's own configuration)",
             loc="left", size=10, weight="bold", color=INK,
@@ -119,7 +119,7 @@ def _history(axes: Axes, metric: str, points: Sequence[Point], rising: bool) -> 
     axes.set_ylim(*_limits(values))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial", color=GREY)
-    axes.set_ylabel(metric, color=GREY)
+    axes.set_ylabel(metric + ("" if rising else ", less is better"), color=GREY)
     axes.set_title("History", loc="left", size=10, weight="bold", color=INK)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), frameon=False, fontsize=8)
 

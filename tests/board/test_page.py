@@ -30,11 +30,14 @@ from kdbench.board import publish
 from kdbench.board.page import Summary, index, markdown
 from kdbench.board.publish import tables as terminal
 from kdbench.board.rank import rank
-from kdbench.board.rows import Board, Heading, Tuned
+from kdbench.board.rows import Board, Heading, Tuned, Unconverged
 from kdbench.board.statistics import Interval
 from kdbench.board.text import amount, code, plain, prose, seeds, signed
 from kdbench.errors import printable
 from kdbench.suite.fields import Reported
+from kdbench.tasks import Metric
+from kdbench.tasks.classification import Classification
+from kdbench.tasks.regression import Regression
 
 
 def tables(page: str) -> list[list[list[str]]]:
@@ -260,7 +263,7 @@ def test_seed_ranges_and_foreign_text() -> None:
 
 
 def test_an_interval_without_spread_prints_a_dash() -> None:
-    assert (plain(Interval(70.0, None, 1)), signed(Interval(-0.5, 0.25, 5))) == ("70.00 ± –", "-0.50 ± 0.25")
+    assert (plain(Interval(70.0, None, 1), 2), signed(Interval(-0.5, 0.25, 5), 2)) == ("70.00 ± –", "-0.50 ± 0.25")
 
 
 STEPS = Reported(top1=75.0, macs_percent=63.0, prefixes={1: 58.0}, source="A paper, 2025")
@@ -409,3 +412,59 @@ def test_the_terminals_table_takes_no_markup() -> None:
     text = console.file.getvalue()
     assert r"[red]x[/bad] \x1b[2J" in text
     assert "\x1b[2J" not in text
+
+
+LESS = {"none": [8.1, 8.3, 8.2, 8.0, 8.4], "kd": [7.1, 7.25, 7.2, 7.0, 7.45], "worse": [9.1, 9.35, 9.2, 9.0, 9.4]}
+
+
+def errors(**changes: object) -> Board:
+    """A board of root mean squared errors, the teacher at 6."""
+    teacher = dataclasses.replace(TEACHER, scores={"test/rmse": 6.0, "test/mae": 4.0})
+    task = {"headline": Regression.headline, "metrics": Regression.metrics, "followed": Regression.followed}
+    given = [
+        record("p", label, seed, 0.0, scores={"test/rmse": value, "test/mae": value - 1}, teacher=teacher)
+        for label, values in LESS.items()
+        for seed, value in enumerate(values)
+    ]
+    return rank(heading({"p": list(LESS)}, **{**task, **changes}), given)
+
+
+def test_where_less_is_better_gains_places_and_shares_follow_the_direction() -> None:
+    board = errors()
+    rows = board.tables[0].rows
+    assert [(row.label, row.place) for row in rows] == [("kd", 1), ("none", 2), ("worse", 3)]
+    assert rows[0].gain is not None
+    assert rows[0].gain.mean == pytest.approx(1.0)
+    assert rows[0].recovered == pytest.approx(1.0 / 2.2)
+    assert [row.claim for row in rows] == ["", "worse than", "worse than"]
+    text = markdown(board)
+    main, details = tables(text)[:2]
+    assert main[0][2] == "RMSE"
+    assert main[2][2] == "6.000"
+    assert main[3][2:4] == ["7.200 ± 0.211", "+1.000 ± 0.044"]
+    assert details[0][1:5] == ["MAE", "R²", "to the teacher", "params"]
+    assert "**RMSE**: test RMSE, less is better after" in text
+    assert "**MAE**: less is better." in text
+    assert "top-1" not in text
+    assert Summary.of(board).best == ("p: kd +1.000 ± 0.044 (RMSE) over none",)
+
+
+def test_a_metric_is_added_in_the_file_of_its_task_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = (*Classification.metrics, Metric("margin", "bits", digits=1, title="margin"))
+    monkeypatch.setattr(Classification, "metrics", more)
+    given = [
+        dataclasses.replace(one, scores={**one.scores, "test/margin": 2.25 + one.seed}) for one in records("p", PAIR)
+    ]
+    text = markdown(rank(heading({"p": list(PAIR)}), given))
+    details = tables(text)[1]
+    at = details[0].index("margin (bits)")
+    assert {row[at] for row in details[3:]} == {"4.2"}
+    assert "**margin**: more is better." in text
+
+
+def test_a_floor_whose_rate_is_too_low_is_told() -> None:
+    told = "The floor's learning rate is not converged: x2 gains 1.70 points on validation"
+    board = rank(heading({"p": list(PAIR)}, unconverged={"p": Unconverged(2.0, 1.7)}), records("p", PAIR))
+    assert told in board.tables[0].warnings  # kd claims 1.06 over the floor
+    less = rank(heading({"p": list(PAIR)}, unconverged={"p": Unconverged(2.0, 1.0)}), records("p", PAIR))
+    assert less.tables[0].warnings == ()

@@ -138,10 +138,10 @@ def test_the_main_panel_shows_what_the_claims_test() -> None:
     assert gains.get_xlabel() == "gain over kd in points, paired by seed"
     for y, row in enumerate(board.tables[0].rows):
         points = [line for line in gains.lines if len(line.get_xdata()) == 1 and line.get_ydata()[0] == y]  # type: ignore[arg-type,index]
-        assert points[0].get_xdata()[0] == pytest.approx(row.over_kd.mean if row.over_kd else 0.0)  # type: ignore[index]
+        assert points[0].get_xdata()[0] == pytest.approx(row.over_reference.mean if row.over_reference else 0.0)  # type: ignore[index]
         (bar,) = (line for line in gains.lines if list(line.get_ydata()) == [y, y] and line.get_linewidth() == 1.7)  # type: ignore[arg-type]
         low, high = bar.get_xdata()  # type: ignore[misc]
-        assert high - low == pytest.approx(2 * (row.over_kd.half or 0.0) if row.over_kd else 0.0)
+        assert high - low == pytest.approx(2 * (row.over_reference.half or 0.0) if row.over_reference else 0.0)
     assert {"better than kd", "worse than kd", "kd (reference)", "none (floor)", "teacher", "one seed"} <= set(
         legend(drawn)
     )

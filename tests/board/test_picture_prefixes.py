@@ -59,7 +59,7 @@ def test_curves_dots_teacher_and_claims_stand_where_the_records_say() -> None:
     table = board().tables[0]
     prefixes = table.anytime[0].prefixes
     assert list(curve.get_xdata()) == pytest.approx([10.0, 20.0, 30.0])
-    assert list(curve.get_ydata()) == pytest.approx([prefix.top1.mean for prefix in prefixes])
+    assert list(curve.get_ydata()) == pytest.approx([prefix.score.mean for prefix in prefixes])
     assert list(dashed.get_xdata()) == pytest.approx([12.5, 16.0, 22.0])
     assert points(axes, "D") == {(100.0, 90.0)}
     assert points(axes, "s") == {(5.0, 70.24)}  # none

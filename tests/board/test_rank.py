@@ -29,12 +29,13 @@ def row(found: Table, label: str) -> Row:
 def test_gains_are_means_of_paired_differences_with_their_t_interval() -> None:
     dkd = row(table(PAIR), "dkd")
     assert dkd.gain is not None
-    assert dkd.over_kd is not None
+    assert dkd.over_reference is not None
     assert dkd.gain.mean == pytest.approx(np.mean(np.subtract(DKD, NONE)))
     low, high = stats.ttest_rel(DKD, KD).confidence_interval()
-    assert (dkd.over_kd.mean - (dkd.over_kd.half or 0), dkd.over_kd.mean + (dkd.over_kd.half or 0)) == pytest.approx(
-        (low, high)
-    )
+    assert (
+        dkd.over_reference.mean - (dkd.over_reference.half or 0),
+        dkd.over_reference.mean + (dkd.over_reference.half or 0),
+    ) == pytest.approx((low, high))
 
 
 def test_pairing_is_by_seed_not_by_order() -> None:
@@ -83,8 +84,8 @@ def test_the_same_row_loses_its_claim_among_many() -> None:
 
 def test_without_spread_nothing_is_claimed() -> None:
     shifted = row(table({"none": NONE, "kd": KD, "up": [x + 1.0 for x in KD]}), "up")
-    assert shifted.over_kd is not None
-    assert (shifted.over_kd.half, shifted.claim) == (None, NOT_SEPARABLE)
+    assert shifted.over_reference is not None
+    assert (shifted.over_reference.half, shifted.claim) == (None, NOT_SEPARABLE)
 
 
 def test_the_order_of_records_does_not_matter() -> None:
@@ -123,7 +124,7 @@ def test_a_row_with_a_missing_cell_is_shown_unranked_with_its_sentence(
 def test_a_cell_without_any_result_is_a_row() -> None:
     found = rank(heading({"p": ["none", "kd"]}, 3), records("p", {"none": NONE[:3]})).tables[0]
     assert row(found, "kd").troubles == (((0, 1, 2), "no result yet"),)
-    assert row(found, "kd").top1 is None
+    assert row(found, "kd").score is None
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,8 @@ def test_no_claim_is_made_against_an_incomplete_reference() -> None:
     given = [r for r in records("p", PAIR) if (r.method, r.seed) != ("kd", 0)]
     found = rank(heading({"p": list(PAIR)}), given).tables[0]
     dkd = row(found, "dkd")
-    assert dkd.over_kd is not None
-    assert (dkd.place, dkd.claim, dkd.over_kd.n) == (1, "", 4)
+    assert dkd.over_reference is not None
+    assert (dkd.place, dkd.claim, dkd.over_reference.n) == (1, "", 4)
 
 
 def test_recovered_gap_and_its_blank() -> None:
@@ -159,7 +160,7 @@ def test_another_teacher_raises_the_alarm_and_unranks_the_pair() -> None:
     assert len(found.alarms) == 1
     assert "2 different teachers" in found.alarms[0]
     assert "cdcdcdcdcdcd: kd" in found.alarms[0]
-    assert all(r.place is None and r.gain is None and r.over_kd is None and r.claim == "" for r in found.rows)
+    assert all(r.place is None and r.gain is None and r.over_reference is None and r.claim == "" for r in found.rows)
     assert {r.why_unranked for r in found.rows} == {"not comparable"}
 
 
@@ -252,7 +253,10 @@ def test_floor_and_reference_are_those_that_the_suite_declares() -> None:
     found = rank(suite, records("p", rows)).tables[0]
     own = rank(heading({"p": list(PAIR)}), records("p", PAIR)).tables[0]
     for label, usual in (("none", "dkd"), ("kd", "bad"), ("soft", "kd"), ("plain", "none")):
-        assert (row(found, label).gain, row(found, label).over_kd) == (row(own, usual).gain, row(own, usual).over_kd)
+        assert (row(found, label).gain, row(found, label).over_reference) == (
+            row(own, usual).gain,
+            row(own, usual).over_reference,
+        )
     assert suite.claimed(row(found, "none")) == "better than soft"
     assert suite.claimed(row(found, "plain")) == "worse than soft"
 
@@ -348,4 +352,4 @@ def test_a_pair_with_an_alarm_is_no_setting() -> None:
 def test_a_suite_without_controls_is_ranked_by_accuracy() -> None:
     found = table({"dist": KD, "dkd": DKD})
     assert [(r.label, r.place) for r in found.rows] == [("dkd", 1), ("dist", 2)]
-    assert all((r.gain, r.over_kd, r.claim, r.recovered) == (None, None, "", None) for r in found.rows)
+    assert all((r.gain, r.over_reference, r.claim, r.recovered) == (None, None, "", None) for r in found.rows)

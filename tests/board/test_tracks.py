@@ -45,7 +45,7 @@ def test_each_track_has_its_own_results(tmp_path: Path) -> None:
     gain = row(second, "kd").gain
     assert gain is not None
     assert gain.mean == pytest.approx(3.1)  # over the tuned floor
-    assert row(second, "kd-hot").over_kd is not None
+    assert row(second, "kd-hot").over_reference is not None
     assert {r.track for r in current(little, Store(tmp_path, "little"))} == {"default"}
     assert {r.track for r in current_tuned(little, Store(tmp_path, "little"))} == {"tuned"}
 

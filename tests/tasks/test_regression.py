@@ -143,4 +143,5 @@ def test_what_is_followed_and_ranked_is_measured(task) -> None:
 def test_a_value_is_shown_with_its_unit() -> None:
     assert Classification.headline.shown(56.789) == "56.79%"
     assert Regression.headline.shown(0.12345) == "rmse 0.123"
-    assert Classification.metrics[2].shown(1.5) == "nll 1.500 nats"
+    assert Classification.metric("nll").shown(1.5) == "nll 1.500 nats"
+    assert Classification.metric("agreement").shown(0.456) == "agreement 45.6%"
