@@ -57,14 +57,15 @@ class MPOShare(Wrapper):
             raise Refusal(f"mpo_share needs layers of one shape in the {role}, and its matrices all differ: {has}")
         for group in groups:
             shape = centred(*group[0].shape, self.edge)
-            for number, matrix in enumerate(group):
+            shared: Any = None
+            for matrix in group:
                 try:
                     tensors = mpo.register(matrix.layer, matrix.name, shape, self.rank or None)
                 except ValueError as error:
                     raise Refusal(f"a {shown(matrix.shape)} of the {role} cannot be decomposed: {error}") from error
                 held: Any = matrix.layer.parametrizations[matrix.name]  # type: ignore[index]
-                first = tensors[shape.central] if not number else first
-                setattr(held, f"original{shape.central}", first)
+                shared = tensors[shape.central] if shared is None else shared
+                setattr(held, f"original{shape.central}", shared)
         return model
 
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:

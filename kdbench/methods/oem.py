@@ -5,11 +5,12 @@ D. Walawalkar, Z. Shen, M. Savvides. ECCV 2020.
     z_e = mean of the logits of all networks, no gradient
     L = .7 CE + .15 sum over 3 blocks mean (r(F_i) - F_1)^2 + .15 T^2 mean_b KL(softmax(z_e / T) || softmax(z_i / T))
 
-Networks of shrinking widths learn together: the widest (number 1, here the pair's `teacher`, which is trained along and
-not before), the `student`, and the pair's roles `peer`, `peer2`, ... of widths between. r is a 1x1 convolution trained
-at half the rate; the widest has no feature term. Weights and T = 2 are the paper's (whose factor T^2 is the code's).
-Five networks of ResNet-20's depth have 16-32-64, 12-25-51, 9-19-38, 6-12-25 and 3-6-12 channels, the last 3.95% of the
-first's weights. The student is the answer: a board has a row for each width by making each the student.
+Networks of shrinking widths learn together: the widest (number 1: the pair's role `widest`, or else a network like its
+teacher, trained along and not before), the `student`, and the pair's roles `peer`, `peer2`, ... of widths between. r is
+a 1x1 convolution trained at half the rate; the widest has no feature term. Weights and T = 2 are the paper's (whose
+factor T^2 is the code's). Five networks of ResNet-20's depth have 16-32-64, 12-25-51, 9-19-38, 6-12-25 and 3-6-12
+channels, the last 3.95% of the first's weights. The student is the answer: a board has a row for each width by making
+each the student.
 
 Variant `base: separate`: the paper's networks share their first block, which roles cannot here. Maps of unequal size
 are average-pooled to the smaller; blocks are paired from the last backwards.
@@ -31,7 +32,7 @@ from kdbench.methods.at import last_backwards
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDEST, BLOCKS = "teacher", 3
+WIDEST, BLOCKS = "widest", 3
 
 
 def ensemble(rows: Sequence[Tensor]) -> Tensor:
@@ -54,7 +55,7 @@ class OEM(Method):
     def plan(self, roles: tuple[str, ...]) -> Plan:
         everyone = (WIDEST, *(role for role in roles if re.fullmatch(r"peer\d*", role)), "student")
         taught = {role: tuple(other for other in everyone if other != role) for role in everyone}
-        return Plan(stages=(Stage(taught),))
+        return Plan(stages=(Stage(taught),), copies={} if WIDEST in roles else {WIDEST: "teacher"})
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         if WIDEST not in teachers:
