@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdbench.lazy import nn, torch
-from kdbench.method import Method, Refusal, Wrapper, knob
+from kdbench.method import Method, Prepared, Rates, Refusal, Wrapper, knob
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -56,19 +56,19 @@ class LowRank(Wrapper):
     scale: float = knob(1.0, "of each factor at first", low=0.01, high=2.0, log=True)
     outer_lr: float = knob(5.0, "learning rate of U and V, relative to the recipe's", low=0.1, high=20.0, log=True)
 
-    def prepare(self, model: Any, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
-        model = self.over.prepare(model, role, teachers)
-        classifier = model.get_submodule(model.kd_classifier)
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> Prepared:
+        inner = Prepared.of(self.over.prepare(model, role, teachers))
+        model, path = inner.model, str(inner.model.kd_classifier)
+        classifier = model.get_submodule(path)
         if not isinstance(classifier, nn.Linear):
             raise Refusal(
                 f"low_rank puts factors before a linear classifier, and that of {role} is {type(classifier).__name__}"
             )
         width = classifier.in_features
         layers = factors(width, min(self.rank or 2 * classifier.out_features, width), self.scale, classifier.weight)
-        for layer in (layers[0], layers[2]):
-            layer.weight.__dict__["lr_scale"] = self.outer_lr  # read by recipe.py
-        model.set_submodule(model.kd_classifier, nn.Sequential(*layers, classifier))
-        return model
+        model.set_submodule(path, nn.Sequential(*layers, classifier))
+        outer = (f"{path}.{place}.weight" for place in (0, 2))
+        return Prepared(model, {**inner.groups, **dict.fromkeys(outer, Rates(lr=self.outer_lr))})
 
     def deploy(self, model: Any, heads: nn.Module) -> nn.Module:
         found = model.get_submodule(model.kd_classifier)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.lazy import nn, torch
-from kdbench.method import Method, Refusal, Wrapper, knob
+from kdbench.method import Method, Prepared, Refusal, Wrapper, knob
 from kdbench.methods._matrices import Matrix, chosen, shown
 from kdbench.methods._mpo_shapes import centred
 from kdbench.methods.kd import KD
@@ -46,10 +46,11 @@ class MPOShare(Wrapper):
     rank: int = knob(0, "of all bonds at most; 0: full", low=0)
     fold: bool = knob(False, "deploy plain weights, as many as before, instead of the shared tensors")
 
-    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> Prepared:
         from kdbench.methods import _mpo as mpo
 
-        model = self.over.prepare(model, role, teachers)
+        inner = Prepared.of(self.over.prepare(model, role, teachers))
+        model = inner.model
         found = chosen(model, self.layers, role)
         groups = alike(found)
         if not groups:
@@ -66,7 +67,7 @@ class MPOShare(Wrapper):
                 held: Any = matrix.layer.parametrizations[matrix.name]  # type: ignore[index]
                 shared = tensors[shape.central] if shared is None else shared
                 setattr(held, f"original{shape.central}", shared)
-        return model
+        return Prepared(model, inner.groups)
 
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
         from kdbench.methods import _mpo as mpo

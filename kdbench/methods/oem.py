@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, map_shape, pool_to_smaller, soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Plan, Prepared, Rates, Stage, knob
 from kdbench.methods.at import last_backwards
 
 if TYPE_CHECKING:
@@ -57,14 +57,12 @@ class OEM(Method):
         taught = {role: tuple(other for other in everyone if other != role) for role in everyone}
         return Plan(stages=(Stage(taught),), copies={} if WIDEST in roles else {WIDEST: "teacher"})
 
-    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
+    def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module | Prepared:
         if WIDEST not in teachers:
             return nn.ModuleList()
         pairs = last_backwards(learner.blocks, teachers[WIDEST].blocks)[:BLOCKS]
         made = nn.ModuleList(nn.Conv2d(map_shape(s)[0], map_shape(t)[0], 1) for s, t in pairs)
-        for parameter in made.parameters():
-            parameter.__dict__["lr_scale"] = 0.5  # read by recipe.py
-        return made
+        return Prepared(made, {"*": Rates(lr=0.5)})
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: Any) -> dict[str, Tensor]:
         joined = ensemble([learner.rows, *(other.rows for other in teachers.values())])

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdbench.lazy import nn, torch
-from kdbench.method import Method, Wrapper, knob
+from kdbench.method import Method, Prepared, Rates, Wrapper, knob
 from kdbench.methods._matrices import matrices
 from kdbench.methods.kd import KD
 
@@ -52,14 +52,14 @@ class PowerProp(Wrapper):
     density: float = knob(1.0, "share of the weights that the deployed student keeps", low=0.001, high=1.0, log=True)
     decay: float = knob(0.0, "weight decay of the powers' roots, relative to the recipe's", low=0.0, high=1.0)
 
-    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+    def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> Prepared:
         from kdbench.methods import _parametrised as parametrised
 
-        model = self.over.prepare(model, role, teachers)
-        for matrix in matrices(model).values():
-            phi = parametrised.register(matrix.layer, matrix.name, parametrised.Power(self.alpha))
-            phi.__dict__["decay_scale"] = self.decay  # read by recipe.py
-        return model
+        inner = Prepared.of(self.over.prepare(model, role, teachers))
+        found = matrices(inner.model).values()
+        roots = {parametrised.register(m.layer, m.name, parametrised.Power(self.alpha)) for m in found}
+        names = [name for name, parameter in inner.model.named_parameters() if parameter in roots]
+        return Prepared(inner.model, {**inner.groups, **dict.fromkeys(names, Rates(decay=self.decay))})
 
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
         from kdbench.methods import _parametrised as parametrised

@@ -181,7 +181,8 @@ def test_the_ensemble_is_the_mean_of_all_and_has_no_gradient() -> None:
 def test_only_those_narrower_than_the_widest_adapt_to_its_maps() -> None:
     problem = Problem(OEM())
     assert [(m.in_channels, m.out_channels) for m in problem.heads] == [(8, 8), (6, 6), (4, 4)]
-    assert {p.lr_scale for p in problem.heads.parameters()} == {0.5}
+    narrow = OEM().heads(problem.profile, problem.profiles())
+    assert {rates.lr for rates in narrow.rates().values()} == {0.5}
     widest = OEM().heads(problem.profiles()["widest"], {"student": problem.profile})
     assert len(widest) == 0
     given = batch()

@@ -10,7 +10,7 @@ import torch
 from small_nets import Net, Problem, batch, maps, seeded, tokens
 from torch import nn
 
-from kdbench.method import Refusal
+from kdbench.method import Rates, Refusal
 from kdbench.methods._parametrised import Power, fold, register
 from kdbench.methods.kd import KD
 from kdbench.methods.low_rank import LowRank, factors, product
@@ -113,10 +113,10 @@ def test_the_deployed_student_keeps_so_many_weights(density: float) -> None:
 
 def test_weight_decay_leaves_the_roots_alone_by_default() -> None:
     for decay in (0.0, 1.0):
-        student = Problem(PowerProp(decay=decay)).student
-        scales = {name: getattr(p, "decay_scale", None) for name, p in student.named_parameters()}
-        assert {scale for name, scale in scales.items() if "original" in name} == {decay}
-        assert {scale for name, scale in scales.items() if "original" not in name} == {None}
+        made = PowerProp(decay=decay).prepare(seeded(maps), "student", {})
+        rates, named = made.rates(), dict(made.model.named_parameters())
+        assert {rates[p] for name, p in named.items() if "original" in name} == {Rates(decay=decay)}
+        assert not any(p in rates for name, p in named.items() if "original" not in name)
 
 
 def test_folding_one_copy_leaves_the_other_s_weights() -> None:
@@ -158,8 +158,9 @@ def test_the_product_answers_as_the_factors_do(rank: int) -> None:
 
 
 def test_outer_factors_learn_at_their_own_rate() -> None:
-    layers = Problem(LowRank(outer_lr=7.0)).student.fc
-    assert [getattr(layer.weight, "lr_scale", 1.0) for layer in layers] == [7.0, 1.0, 7.0, 1.0]
+    made = LowRank(outer_lr=7.0).prepare(seeded(maps), "student", {})
+    rates = made.rates()
+    assert [rates.get(layer.weight, Rates()).lr for layer in made.model.fc] == [7.0, 1.0, 7.0, 1.0]
 
 
 def test_a_linear_network_learns_in_the_subspace_as_in_the_whole() -> None:
@@ -231,7 +232,7 @@ def test_shared_parameters_are_counted_once_and_folded_ones_as_before() -> None:
     counts = []
     for folds in (False, True):
         method = MPOShare(fold=folds, edge=2)
-        student = method.prepare(seeded(wide), "student", {})
+        student = method.prepare(seeded(wide), "student", {}).model
         held = method.deploy(copy.deepcopy(student), nn.Module())
         counts.append(sum(p.numel() for p in held.parameters()))
         torch.testing.assert_close(held(X), student(X), rtol=1e-4, atol=1e-5)
@@ -242,7 +243,7 @@ def test_shared_parameters_are_counted_once_and_folded_ones_as_before() -> None:
 def test_truncated_bonds_have_fewer_parameters() -> None:
     wide = lambda: tokens(width=32)  # noqa: E731
     counts = [
-        sum(p.numel() for p in MPOShare(rank=rank).prepare(seeded(wide), "student", {}).parameters())
+        sum(p.numel() for p in MPOShare(rank=rank).prepare(seeded(wide), "student", {}).model.parameters())
         for rank in (2, 8, 0)
     ]
     assert counts == sorted(counts)
