@@ -41,7 +41,7 @@ class BYOT(Method):
     beta: float = knob(1e-6, "weight of the features' distance, a sum over numbers", low=1e-9, high=1.0, log=True)
 
     def needs(self) -> Needs:
-        return Needs(learner=("block*", "pooled"))
+        return Needs(learner=("block*", "pooled"), categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({"student": ()}),))

@@ -58,7 +58,7 @@ class Clusters(Method):
         return tuple(f"expert{number + 1}" for number in range(self.clusters))
 
     def needs(self) -> Needs:
-        return Needs(probe=True)
+        return Needs(probe=True, categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         first = Stage(dict.fromkeys(self.experts, ("teacher",)), self.share)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import nn, torch
 from kdbench.losses import mean_of, soft_kl, supervised
-from kdbench.method import Method, Plan, Stage, knob
+from kdbench.method import Method, Needs, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,9 @@ class DGKD(Method):
     temperature: float = knob(4.0, "softens all distributions", low=1.0, high=20.0, log=True)
     ce_weight: float = knob(0.1, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
     kd_weight: float = knob(0.9, "weight of the distillation term", low=0.0, high=20.0)
+
+    def needs(self) -> Needs:
+        return Needs(categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         assistants = [role for role in roles if re.fullmatch(r"ta\d*", role)] or ["ta"]

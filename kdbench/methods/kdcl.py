@@ -54,7 +54,7 @@ class KDCL(Method):
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
-        return Needs(hard_labels=True)
+        return Needs(hard_labels=True, categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         names = ["peer", *(f"peer{number}" for number in range(2, self.peers + 1))]

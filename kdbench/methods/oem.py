@@ -50,7 +50,7 @@ class OEM(Method):
     kd_weight: float = knob(0.15, "weight of the distance to the mean answer", low=0.01, high=20.0, log=True)
 
     def needs(self) -> Needs:
-        return Needs(learner=("block*",), teacher=("block*",))
+        return Needs(learner=("block*",), teacher=("block*",), categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         everyone = (WIDEST, *(role for role in roles if re.fullmatch(r"peer\d*", role)), "student")

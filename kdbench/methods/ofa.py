@@ -121,7 +121,7 @@ class OFA(Method):
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
 
     def needs(self) -> Needs:
-        return Needs(learner=("block*", "pooled"), teacher=("pooled",))
+        return Needs(learner=("block*", "pooled"), teacher=("pooled",), categorical=True)
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         width = max(profile.taps["pooled"][0] for profile in (learner, *teachers.values()))

@@ -79,7 +79,7 @@ class ONE(Method):
     weight: float = knob(1.0, "weight of the distillation", low=0.01, high=20.0, log=True)
 
     def needs(self) -> Needs:
-        return Needs(learner=("block-2", "block-1", "pooled"))
+        return Needs(learner=("block-2", "block-1", "pooled"), categorical=True)
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({"student": ()}),))
