@@ -40,7 +40,7 @@ def weights(model: nn.Module, kind: type[nn.Module]) -> list[tuple[str, nn.Modul
         (path, layer, name)
         for path, layer in model.named_modules()
         if parametrize.is_parametrized(layer)
-        for name, held in layer.parametrizations.items()  # type: ignore[union-attr,operator]
+        for name, held in layer.parametrizations.items()
         if isinstance(held[0], kind)
     ]
 

@@ -91,7 +91,7 @@ class OFD(Method):
 
     def _connectors(self, learner: Profile, teacher: Profile) -> nn.ModuleList:
         names = [name for name in teacher.taps if name.startswith("block")]
-        pairs = last_backwards(learner.blocks, names)
+        pairs = zip(reversed(learner.blocks), reversed(names), strict=False)
         shapes = [(s, name, teacher.taps[name]) for s, name in pairs]
         return nn.ModuleList(connector(s, t, norm_of(teacher, name, map_shape(t)[0])) for s, name, t in shapes)
 

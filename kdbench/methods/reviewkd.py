@@ -43,11 +43,11 @@ def hierarchical(map_s_BDHW: Tensor, map_t_BDHW: Tensor) -> Tensor:
 
 
 def fusion(channels_s: int, mid: int, channels_t: int, last: bool) -> nn.Module:
-    """`enter` C, `leave` R and, but for the last block, `attend`."""
+    """`enter` C, `leave` R and `attend` (nothing, for the last block)."""
     made = nn.Module()
     made.enter = nn.Sequential(nn.Conv2d(channels_s, mid, 1, bias=False), nn.BatchNorm2d(mid))
     made.leave = nn.Sequential(nn.Conv2d(mid, channels_t, 3, padding=1, bias=False), nn.BatchNorm2d(channels_t))
-    made.attend = None if last else nn.Sequential(nn.Conv2d(2 * mid, 2, 1), nn.Sigmoid())
+    made.attend = nn.Identity() if last else nn.Sequential(nn.Conv2d(2 * mid, 2, 1), nn.Sigmoid())
     return made
 
 
