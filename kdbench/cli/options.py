@@ -95,7 +95,7 @@ Workers = Annotated[
     ),
 ]
 Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
-Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give a job up after 90s, 45m, 2h.")]
+Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Stop a job after 90s, 45m, 2h.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
 TrackOf = Annotated[
     Track, typer.Option("--track", help="default: published knobs; tuned: those that `kdbench tune` chose.")

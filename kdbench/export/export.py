@@ -40,7 +40,7 @@ SHARE = 0.01  # of a headline that is no percentage
 
 @dataclass(frozen=True)
 class Request:
-    """What to export, and whereto; None stands for the suite's first seed, its epochs and the default data folder."""
+    """What to export, and where to; None stands for the suite's first seed, its epochs and the default data folder."""
 
     suite: Path
     name: str  # pair/method, or pair/teacher

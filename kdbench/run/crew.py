@@ -86,7 +86,7 @@ class Crew:
         self.broken: dict[str, str] = {}
         self.new: set[str] = set()  # keys of what was done now
         self.told = False
-        self.stillborn = 0  # workers that died before they were ready
+        self.died_early = 0  # workers that died before they were ready
 
     def run(self) -> Summary:
         """Do all that waits.
@@ -228,8 +228,8 @@ class Crew:
         code, assignment = hand.process.exitcode, hand.assignment
         self._drop(hand)
         if assignment is None:
-            self.stillborn += not hand.ready
-            if self.stillborn >= DEATHS:
+            self.died_early += not hand.ready
+            if self.died_early >= DEATHS:
                 raise UserError(f"workers on {hand.device} die while they open the suite ({processes.cause(code)})")
             return
         assignment.deaths += 1

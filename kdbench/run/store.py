@@ -27,7 +27,7 @@ class Store:
     def __init__(self, root: Path, suite: str, warn: Callable[[str], None] = lambda sentence: None) -> None:
         self.folder, self.warn = root / "results" / suite, warn
         self.results: dict[str, Result] = {}
-        self.again: set[str] = set()  # keys of jobs in trouble that are to be done anew, final or not
+        self.again: set[str] = set()  # keys of jobs in trouble that are to be done again, final or not
         self.damaged: set[str] = set()  # names of files that are left out
         for name in sorted(names(self.folder)):
             self._read(self.folder / name)

@@ -288,7 +288,7 @@ def _stored(
 ) -> tuple[Record, dict[str, Tensor]] | None:
     """A kept teacher, loaded into `model`.
 
-    A damaged one is set aside with a warning; without `warn`, as long as others may be at work on it, it is let be.
+    A damaged one is set aside with a warning; without `warn`, as long as others may be at work on it, it is left alone.
     """
     if not (folder / "record.json").exists():
         return None

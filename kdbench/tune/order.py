@@ -24,7 +24,7 @@ class Order:
         """Raises UserError with all that is wrong with the suite, the options, the data, the models or the storage."""
         tune_of(load(self.setting.suite))  # before the data are read
         if self.extra and self.setting.only:
-            raise UserError("--trials extends every method alike: leave --only away")
+            raise UserError("--trials extends every method alike: omit --only")
         opened = self.setting.open(device, listener.warn)
         tuner = Tuner(opened, connect(self.url), self.url, self.extra, listener)
         tuner.prepare()

@@ -98,7 +98,7 @@ class Tuner:
             study.refresh()
 
     def work(self) -> None:
-        """Do trials until every slot of every study is done, by whomever.
+        """Do trials until every slot of every study is done, whoever does them.
 
         Raises:
             KeyboardInterrupt: the user stopped; the trial goes on where its checkpoint is.

@@ -158,7 +158,7 @@ def test_resuming_in_the_middle_of_the_fourth_stage_ends_with_the_same_bits(load
     assert isinstance(again.answer, Sum)
     assert len(again.parts) == 4
     assert len(whole.curves["train/weak4/loss"]) == 8
-    # Each stage validates the answer as far as to its student, the last one the whole.
+    # Each stage validates the answer up to its student, the last one the whole.
     end = classification.scores(
         evaluate.split_answers(whole.parts[0], loaded.val) + evaluate.split_answers(whole.parts[1], loaded.val),
         loaded.val.labels,

@@ -188,7 +188,7 @@ def build(
 
     Raises:
         ValueError: values that make no network.
-        UserError: the backend or block is not to be had on this machine.
+        UserError: the backend or block is unavailable on this machine.
     """
     numbers = {"depth": depth, "dim": dim, "patch": patch, "d_state": d_state, "d_conv": d_conv, "expand": expand}
     for option, value in {**numbers, "headdim": headdim}.items():

@@ -79,7 +79,7 @@ def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     """The backend that runs on a kind of device (`cpu`, `cuda`) for tensors of a type.
 
     Raises:
-        UserError: there is no such backend, it is not to be had on this machine, or not for such tensors.
+        UserError: there is no such backend, it is unavailable on this machine, or not for such tensors.
     """
     if backend == "auto":
         return _automatic(device, dtype)
@@ -106,7 +106,7 @@ def check(backend: str) -> None:
         )
     problems: dict[str, Callable[[], str]] = {"native": scan_native.problem, "mamba_ssm": kernels_problem}
     if backend in problems and (reason := problems[backend]()):
-        raise UserError(f"scan backend '{backend}' is not to be had: {reason}")
+        raise UserError(f"scan backend '{backend}' is unavailable: {reason}")
 
 
 @functools.cache

@@ -233,7 +233,7 @@ def test_native_refuses_double_precision() -> None:
 def test_cuda_kernels_are_refused_where_they_are_not() -> None:
     if not scan.kernels_problem():
         pytest.skip("they are here")
-    with pytest.raises(UserError, match="backend 'mamba_ssm' is not to be had: "):
+    with pytest.raises(UserError, match="backend 'mamba_ssm' is unavailable: "):
         scan.selective_scan(*inputs(1, 1, 1, 1), backend="mamba_ssm")
 
 
@@ -259,7 +259,7 @@ def test_without_a_compiler_auto_is_torch_and_says_so(fresh, monkeypatch, caplog
         assert scan.resolve("auto", "cpu", torch.float32) == "torch"
     assert "no C++ compiler found: install g++ or clang++, or name one in CXX" in caplog.text
     assert ("scan native", scan_native.problem()) in scan.states()
-    with pytest.raises(UserError, match="'native' is not to be had: no C\\+\\+ compiler found"):
+    with pytest.raises(UserError, match="'native' is unavailable: no C\\+\\+ compiler found"):
         scan.check("native")
 
 
