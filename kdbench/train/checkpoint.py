@@ -71,7 +71,7 @@ def begin(path: Path, models: Iterable[nn.Module], device: torch.device, warn: C
     if used != state.scan and used is not None and state.scan is not None:
         raise UserError(
             f"{path}: its training was begun with scan backend '{state.scan}', and would go on with '{used}'; "
-            f"set KDBENCH_SCAN={state.scan} (`kdbench doctor` says what is available), or delete the file to start again"
+            f"set KDBENCH_SCAN={state.scan} (`kdbench doctor` lists what is available), or delete the file to restart"
         )
     return state
 
