@@ -28,7 +28,8 @@ class Halting(Method):
             steps.write(".")
         if "HALT" in os.environ and list(Path("runs/checkpoints").glob("*.pt")):
             Path("halted").touch()
-            time.sleep(120)
+            while not Path("signalled").exists():  # an interrupt is heard after the step
+                time.sleep(0.02)
         return {"ce": self.weight * losses.supervised(learner, batch)}
 """
 
@@ -55,6 +56,7 @@ def stop(folder: Path, number: signal.Signals, *arguments: str) -> tuple[int, st
     while not (folder / "halted").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
+    (folder / "signalled").touch()
     _, errors = process.communicate(timeout=60)
     assert (folder / "halted").exists(), errors
     return process.returncode, errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,10 @@ def test_paths_and_words_of_the_command_line(tmp_path: Path, arguments: tuple[st
 def test_a_path_in_the_options_of_data_that_is_too_long(tmp_path: Path) -> None:
     text = LITTLE.replace("{name: digits, fraction: 0.2}", f"{{name: folder, options: {{path: {'x' * 300}}}}}")
     (tmp_path / "s.yaml").write_text(text)
-    refused(kdbench(tmp_path, "run", "s.yaml"), "xxx")
+    done = kdbench(tmp_path, "run", "s.yaml")
+    first, _, rest = done.stderr.partition("\n")
+    assert first.startswith("little: 4 of 4 jobs to do")
+    refused(replace(done, stderr=rest), "xxx")
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ def test_results_have_the_same_bits_with_workers_and_without(tmp_path: Path, mon
             tmp_path,
             "run",
             "s.yaml",
+            "--only",
+            "p/kd",
             "--seeds",
             "0",
             "--workers",

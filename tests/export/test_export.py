@@ -229,7 +229,7 @@ def images_in(content: bytes, loaded: DataSet) -> list[str]:
     for part in ("train", "val", "test"):
         pixels = getattr(loaded, part).images
         shown = torch.arange(len(pixels))
-        normalised = fetch(getattr(loaded, part), loaded, shown)
+        normalised = fetch(getattr(loaded, part), shown)
         forms = {"uint8": pixels, "scaled": pixels / 255, "by hand": (pixels / 255 - mean) / std, "input": normalised}
         for form, images in forms.items():
             hits = [i for i, image in enumerate(images) if image.contiguous().numpy().tobytes() in content]
@@ -456,7 +456,7 @@ def test_an_export_holds_no_photograph(photos: Path, tmp_path: Path) -> None:
     for split in (loaded.train, loaded.val, loaded.test):
         index = torch.arange(len(split.labels))
         (pixels,) = split.images.read([(index, None)])
-        for image, x in zip(pixels, fetch(split, loaded, index), strict=True):
+        for image, x in zip(pixels, fetch(split, index), strict=True):
             assert image.numpy().tobytes() not in held
             assert x.contiguous().numpy().tobytes() not in held
 
