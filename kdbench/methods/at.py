@@ -43,6 +43,17 @@ def last_backwards(blocks_s: Sequence[T], blocks_t: Sequence[T]) -> list[tuple[T
     return list(zip(reversed(blocks_s), reversed(blocks_t), strict=False))
 
 
+def check_places(method: str, learner: Profile, teachers: Mapping[str, Profile]) -> None:
+    """Raises Refusal where no pair of blocks has maps of more than one place."""
+    for role, teacher in teachers.items():
+        pairs = last_backwards([map_shape(s) for s in learner.blocks], [map_shape(s) for s in teacher.blocks])
+        if all(min(s[1], t[1]) * min(s[2], t[2]) == 1 for s, t in pairs):
+            raise Refusal(
+                f"{method} compares places in feature maps, and no blocks of {learner.role} and {role} have maps "
+                f"larger than 1x1"
+            )
+
+
 @dataclass(frozen=True)
 class AT(Method):
     """Attention transfer: where in the image the features are large (Zagoruyko & Komodakis 2017)."""
@@ -55,13 +66,7 @@ class AT(Method):
         return Needs(learner=("block*",), teacher=("block*",))
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
-        for role, teacher in teachers.items():
-            pairs = last_backwards([map_shape(s) for s in learner.blocks], [map_shape(s) for s in teacher.blocks])
-            if all(min(s[1], t[1]) * min(s[2], t[2]) == 1 for s, t in pairs):
-                raise Refusal(
-                    f"at compares places in feature maps, and no blocks of {learner.role} and {role} have maps larger "
-                    f"than 1x1"
-                )
+        check_places("at", learner, teachers)
         return nn.Module()
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
-from kdbench.losses import as_map, full_precision, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
-from kdbench.methods.at import last_backwards
+from kdbench.losses import as_map, full_precision, mean_of, pool_to_smaller, supervised, wide
+from kdbench.method import Method, Needs, knob
+from kdbench.methods.at import check_places, last_backwards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +50,7 @@ class NST(Method):
         return Needs(learner=("block*",), teacher=("block*",))
 
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
-        for role, teacher in teachers.items():
-            pairs = last_backwards([map_shape(s) for s in learner.blocks], [map_shape(s) for s in teacher.blocks])
-            if all(min(s[1], t[1]) * min(s[2], t[2]) == 1 for s, t in pairs):
-                raise Refusal(
-                    f"nst compares places in feature maps, and no blocks of {learner.role} and {role} have maps larger "
-                    f"than 1x1"
-                )
+        check_places("nst", learner, teachers)
         return nn.Module()
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
