@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ DEFAULT = "0.5,1,2,4"
 def recipe(
     suite: SuitePath,
     factors: Annotated[str, typer.Option("--factors", help="Multiples of the recipe's learning rate.")] = DEFAULT,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Trainings at each rate.")] = 3,
     device: Device = "auto",
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
@@ -48,12 +50,16 @@ def recipe(
         metric,
         chosen,
         lambda job, verdict: screen.print(f"{job.name} seed {job.seed}: {verdict}", markup=False, highlight=False),
+        seeds,
     )
     rows: list[dict[str, object]] = []
     for floor in floors:
-        scores = {f"x{factor}": metric.number(score) for factor, score in floor.scores.items()}
-        low = floor.left > metric.gap
-        verdict = f"not converged: a higher rate gains {metric.number(floor.left)}" if low else "converged"
+        scores = {f"x{factor}": metric.number(fmean(score)) for factor, score in floor.scores.items()}
+        verdict = "converged"
+        if floor.higher and floor.left > metric.gap:
+            factor, gain = floor.higher
+            error = floor.error(f"{factor:g}")
+            verdict = f"not converged: x{factor:g} gains {metric.number(gain)} (standard error {metric.number(error)})"
         rows.append({"pair": floor.pair, "rate": f"{floor.rate:g}", **scores, "verdict": verdict})
     emit(rows, False)
     typer.echo(str(rates.write(results, opened.suite.file.name, floors)))

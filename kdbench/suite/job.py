@@ -176,7 +176,7 @@ def _cell(
     said = {
         "protocol": PROTOCOL,
         "data": data,
-        "recipe": content(recipe),
+        "recipe": recipe_content(recipe, (stage.share for stage in plan.stages)),
         "roles": {
             role: dict(frozen[role].content if role in frozen else _learner(model, frozen, suite.folder))
             for role, model in sorted(roles.items())
@@ -228,7 +228,20 @@ def freeze(
     if epochs is not None:
         own = shortened(own, epochs)
     alone = own.model_copy(update={"teacher_logits": "live"})  # whoever learns from labels alone has no teacher
-    return FrozenRole(model, own, {**said, "train": content(alone), "seed": model.seed, "data": data}, folder)
+    return FrozenRole(model, own, {**said, "train": recipe_content(alone), "seed": model.seed, "data": data}, folder)
+
+
+def recipe_content(recipe: Recipe, shares: Iterable[float] = (1.0,)) -> dict[str, Any]:
+    """What of a recipe counts, for stages of these shares of its time.
+
+    A warm-up that ended inside a step used to raise the rate above the recipe's in that step. Where it can, and only
+    there, the content says that it no longer does, so that results from before are not taken for today's.
+    """
+    said, length = content(recipe), recipe.length
+    ends = (recipe.schedule.warmup * max(1, round(share * length)) / length for share in shares)
+    if any(abs(end - round(end)) > 1e-9 for end in ends):
+        said["schedule"]["warmup_at_most"] = 1
+    return said
 
 
 def _learner(model: Model, frozen: Mapping[str, FrozenRole], folder: Path) -> dict[str, Any]:

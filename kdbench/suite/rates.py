@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 from kdbench.files import write_atomically
 from kdbench.suite.job import digest, variant
@@ -18,19 +20,29 @@ from kdbench.suite.load import Suite
 
 @dataclass(frozen=True)
 class Floor:
-    """The floor of one pair: validation scores by factor of the recipe's learning rate, means over `seeds`."""
+    """The floor of one pair: validation scores by factor of the recipe's learning rate, one a seed."""
 
     pair: str
     hash: str  # of the floor's job without its seed: another recipe, student or data set is another floor
     metric: str
     rate: float  # the recipe's
     seeds: tuple[int, ...]
-    scores: Mapping[str, float]  # factor as text -> mean
+    scores: Mapping[str, tuple[float, ...]]  # factor as text -> score of each seed; none of a rate at which one has none
     better: str = "up"  # the good direction of the metric: "up" or "down"
 
+    def gains(self, factor: str) -> list[float]:
+        """What a factor gains over the recipe's own rate, seed by seed, positive where it is better."""
+        sign = 1 if self.better == "up" else -1
+        return [sign * (own - base) for own, base in zip(self.scores[factor], self.scores["1"], strict=True)]
+
     def gain(self, factor: str) -> float:
-        """What a factor gains over the recipe's own rate, positive where it is better."""
-        return (1 if self.better == "up" else -1) * (self.scores[factor] - self.scores["1"])
+        """The mean of `gains`."""
+        return fmean(self.gains(factor))
+
+    def error(self, factor: str) -> float:
+        """The standard error of `gain` over the seeds; infinite from one seed."""
+        gains = self.gains(factor)
+        return stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("inf")
 
     @property
     def best(self) -> float:
@@ -39,8 +51,13 @@ class Floor:
 
     @property
     def higher(self) -> tuple[float, float] | None:
-        """The higher rate that gains most over the recipe's own, as (factor, gain > 0); None where none gains."""
-        gains = [(self.gain(factor), -float(factor)) for factor in self.scores if float(factor) > 1]
+        """The higher rate that gains most over the recipe's own, as (factor, gain), of those whose gain is more than
+        twice its standard error: less than that may be chance. None where there is none."""
+        gains = [
+            (self.gain(factor), -float(factor))
+            for factor in self.scores
+            if float(factor) > 1 and self.gain(factor) > 2 * self.error(factor)
+        ]
         gain, factor = max(gains, default=(0.0, -1.0))
         return (-factor, gain) if gain > 0 else None
 
@@ -66,12 +83,19 @@ def write(root: Path, suite: str, floors: list[Floor]) -> Path:
     return path
 
 
+def _read(item: dict[str, Any]) -> Floor:
+    scores = {factor: tuple(values) for factor, values in item["scores"].items()}
+    if any(len(values) != len(item["seeds"]) for values in scores.values()):
+        raise ValueError("scores and seeds differ in number")
+    return Floor(**{**item, "seeds": tuple(item["seeds"]), "scores": scores})
+
+
 def current(suite: Suite, root: Path, label: str) -> dict[str, Floor]:
     """The floors that were measured for the suite as it is now, by pair; what cannot be read counts as not measured."""
     try:
         stored = json.loads(path_of(root, suite.file.name).read_text(encoding="utf-8"))
-        floors = [Floor(**{**item, "seeds": tuple(item["seeds"])}) for item in stored]
-    except (OSError, ValueError, TypeError, KeyError):
+        floors = [_read(item) for item in stored]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
     cells = set(suite.cells)
     return {

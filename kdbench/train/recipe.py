@@ -98,12 +98,12 @@ def rate_factor(schedule: Schedule, step: int, steps: int, length: int) -> float
     """Factor of the learning rate at optimiser step `step` of a stage of `steps` steps.
 
     Time runs in the recipe's epochs (or steps), `length` in all, however long the stage is: milestones scale with its
-    share. Warm-up is linear and its first step is not zero.
+    share. Warm-up is linear, its first step is not zero, and no step is above the recipe's rate.
     """
     now = step * length / steps
     warmup = schedule.warmup
     if now < warmup:
-        return (step + 1) / max(1.0, warmup * steps / length)
+        return min(1.0, (step + 1) / max(1.0, warmup * steps / length))
     if schedule.name == "cosine":
         done = (now - warmup) / (length - warmup)
         return schedule.min_factor + (1 - schedule.min_factor) * 0.5 * (1 + math.cos(math.pi * done))

@@ -7,7 +7,6 @@ lie in `runs/recipe/` and are not trained twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 
 from kdbench.run import runner
 from kdbench.run.opened import Opened
@@ -20,10 +19,14 @@ FACTORS = (0.5, 1.0, 2.0, 4.0)
 RATE = "recipe.optimizer.lr"
 
 
-def seeds_of(opened: Opened) -> tuple[int, ...]:
-    """Those of the suite's `tune`, or two that the suite does not use."""
+SEEDS = 3
+
+
+def seeds_of(opened: Opened, count: int = SEEDS) -> tuple[int, ...]:
+    """The first that neither the suite nor its tuning uses."""
     file = opened.suite.file
-    return file.tune.seeds if file.tune else (max(file.seeds) + 1000, max(file.seeds) + 1001)
+    used = {*file.seeds, *(file.tune.seeds if file.tune else ())}
+    return tuple(seed for seed in range(1000, 1000 + count + len(used)) if seed not in used)[:count]
 
 
 def sweep(
@@ -32,26 +35,27 @@ def sweep(
     metric: Metric,
     factors: Sequence[float] = FACTORS,
     told: Callable[[Job, str], None] = lambda job, verdict: None,
+    seeds: int = SEEDS,
 ) -> list[Floor]:
     """The floor `label` of every pair at each factor of its recipe's rate; `metric` is read on validation."""
     name = f"val/{metric.name}"
     suite, bench = opened.suite, opened.bench
     store = Store(bench.runs / "recipe", suite.file.name, bench.warn)
-    floors = []
+    floors, chosen = [], seeds_of(opened, seeds)
     for pair in dict.fromkeys(pair for pair, cell in suite.cells if cell == label):
         rate, scores = variant(suite, pair, label, {}).recipe.optimizer.lr, {}
         for factor in dict.fromkeys((1.0, *factors)):
             values = []
-            for seed in seeds_of(opened):
+            for seed in chosen:
                 job = variant(suite, pair, label, {RATE: rate * factor}, bench.data.fingerprint, seed=seed)
                 result, _ = runner.do(job, bench, store, ("val",))
+                said = result.status
                 if result.status == "ok":
                     values.append(result.scores[name])
-                told(
-                    job,
-                    f"rate {rate * factor:g}: {metric.number(values[-1])}" if result.status == "ok" else result.status,
-                )
-            if values:
-                scores[f"{factor:g}"] = fmean(values)
-        floors.append(Floor(pair, hash_of(suite, pair, label), name, rate, seeds_of(opened), scores, metric.better))
+                    said = metric.number(values[-1])
+                told(job, f"rate {rate * factor:g}: {said}")
+            if len(values) == len(chosen):
+                scores[f"{factor:g}"] = tuple(values)
+        if "1" in scores:
+            floors.append(Floor(pair, hash_of(suite, pair, label), name, rate, chosen, scores, metric.better))
     return floors

@@ -46,6 +46,13 @@ def test_warmup_rises_linearly_and_then_the_schedule_begins() -> None:
     assert rates(Schedule(name="constant"), 5, 2) == [1.0] * 10
 
 
+@pytest.mark.parametrize(("warmup", "steps", "length"), [(1, 19 * 28, 30), (0.3, 700, 7), (2.5, 33, 10), (1, 7, 3)])
+def test_no_step_is_above_the_rate(warmup: float, steps: int, length: int) -> None:
+    # `chain` has stages of 28 of 30 epochs, where one step had 1.07 times the rate; 1.25 times was seen elsewhere
+    found = [rate_factor(Schedule(warmup_epochs=warmup), step, steps, length) for step in range(steps)]
+    assert max(found) <= 1.0
+
+
 def test_a_longer_stage_stretches_the_schedule() -> None:
     schedule = Schedule(name="multistep", milestones=(5,))
     whole = [rate_factor(schedule, step, 40, 10) for step in range(40)]
