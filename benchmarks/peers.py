@@ -2,9 +2,9 @@
 
     uv run --with torchdistill python benchmarks/peers.py [--device cuda --steps 200] [--write]
 
-All three train the same pair on the same CIFAR-shaped images with crop and flip, KD (temperature 4, 0.1 and 0.9), SGD and
-the same precision, fp32; the loops take turns, and a ratio is the median over the rounds. torchdistill runs as its
-examples do: torchvision's transforms on PIL images, a DataLoader, its DistillationBox with KDLoss, forward hooks and all.
+All three train the same pair on the same CIFAR-shaped images with crop and flip, KD (temperature 4, 0.1 and 0.9) and
+SGD, in fp32; the loops take turns, and a ratio is the median over the rounds. torchdistill runs as its examples do:
+torchvision's transforms on PIL images, a DataLoader, its DistillationBox with KDLoss, forward hooks and all.
 """
 
 from __future__ import annotations

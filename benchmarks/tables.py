@@ -1,4 +1,4 @@
-"""Sections of benchmarks/README.md: each benchmark writes the table of what it measured, and nobody edits it by hand."""
+"""Sections of benchmarks/README.md: each benchmark writes the table of what it measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from tabulate import tabulate
 
 README = Path(__file__).with_name("README.md")
-TITLE = "# Measured\n\nWritten by the benchmarks beside this page, each with `--write`. Ratios are of runs side by side.\n"
+TITLE = (
+    "# Measured\n\nWritten by the benchmarks beside this page, each with `--write`. Ratios are of runs side by side.\n"
+)
 
 
 def machine(device: torch.device) -> str:
