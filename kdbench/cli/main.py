@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,9 @@ from kdbench.cli.options import (
     Results,
     Runs,
     Seeds,
+    ShardOf,
     SuitePath,
+    TeachersOnly,
     Timeout,
     Track,
     TrackOf,
@@ -49,6 +52,7 @@ from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
 from kdbench.run.opened import Setting
+from kdbench.run.shard import Shard
 
 if TYPE_CHECKING:
     from kdbench.cli.session import Session
@@ -111,12 +115,17 @@ def run(
     timeout: Timeout = None,
     dry_run: DryRun = False,
     track: TrackOf = Track.default,
+    shard: ShardOf = None,
+    teachers_only: TeachersOnly = False,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
     setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
-    _run(setting, device, workers, devices, timeout, dry_run, as_json)
+    if teachers_only:
+        _teach(setting, Shard.parse(shard), device, workers, devices, timeout, dry_run, as_json)
+    else:
+        _run(replace(setting, shard=Shard.parse(shard)), device, workers, devices, timeout, dry_run, as_json)
 
 
 @app.command()
@@ -163,21 +172,39 @@ def status(
 
 @app.command()
 def merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Other runs' --results folders.")],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIR...", help="Other runs' --results folders.")
+    ] = None,
     results: Results = LEADERBOARD,
+    teachers: Annotated[
+        list[Path] | None,
+        typer.Option("--teachers", metavar="DIR", help="Another run's --runs folder: take its teachers; repeatable."),
+    ] = None,
+    runs: Runs = RUNS,
 ) -> None:
-    """Join results from several machines; render boards anew with `kdbench board`."""
-    from kdbench.run import upkeep
+    """Join results and teachers from several machines; render boards anew with `kdbench board`."""
+    if not folders and not teachers:
+        raise UserError("kdbench merge: expects other runs' --results folders, or --teachers with a --runs folder")
+    troubles: list[str] = []
+    if teachers:
+        from kdbench.run import travel
 
-    merged = upkeep.merge(folders, results)
-    for sentence in (*merged.damaged, *merged.conflicts):
+        carried = travel.carry(teachers, runs)
+        troubles += [*carried.damaged, *carried.kept]
+        typer.echo(f"teachers: {carried.new} new, {carried.same} known, {len(troubles)} left out")
+    if folders:
+        from kdbench.run import upkeep
+
+        merged = upkeep.merge(folders, results)
+        troubles += [*merged.damaged, *merged.conflicts, *merged.taught_otherwise]
+        typer.echo(
+            f"{merged.new} new, {merged.replaced} finished that had failed here, {merged.same} known, "
+            f"{len(merged.conflicts)} in conflict, {len(merged.damaged)} damaged; suites: "
+            + ", ".join(sorted(merged.suites))
+        )
+    for sentence in troubles:
         warn(sentence)
-    typer.echo(
-        f"{merged.new} new, {merged.replaced} finished that had failed here, {merged.same} known, "
-        f"{len(merged.conflicts)} in conflict, {len(merged.damaged)} damaged; suites: "
-        + ", ".join(sorted(merged.suites))
-    )
-    sys.exit(1 if merged.conflicts or merged.damaged else 0)
+    sys.exit(1 if troubles else 0)
 
 
 @app.command()
@@ -301,6 +328,34 @@ def _run(
                 screen.print(team.why, markup=False, highlight=False, soft_wrap=True)
             sys.exit(session.run(console(), as_json, team, seconds))
     typer.echo("nothing to retry: no job failed, diverged or was skipped")
+
+
+def _teach(
+    setting: Setting,
+    shard: Shard | None,
+    device: str,
+    workers: int,
+    devices: str | None,
+    timeout: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """`run --teachers-only`: the frozen roles of all jobs, done or not; or this share of them."""
+    from kdbench.cli.session import Session
+    from kdbench.run import runner, teaching
+
+    seconds = parse_duration(timeout) if timeout else None
+    screen = console(stderr=True)
+    seen = setting.glance(teller(screen))
+    team = hired(workers, device, devices, len(runner.first_roles(seen.jobs)), apart=seconds is not None)
+    session = Session.open(seen, "cpu" if team.workers else device, screen)
+    roles = runner.first_roles(session.jobs)
+    roles = shard.roles(roles) if shard else roles
+    if dry_run:
+        here = teaching.kept(roles, setting.runs)
+        emit([{"key": r.key, "model": r.model.model, "here": "yes" if r.key in here else "no"} for r in roles], as_json)
+        return
+    sys.exit(session.teach(roles, as_json, team, seconds))
 
 
 def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:

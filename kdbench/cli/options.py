@@ -102,6 +102,16 @@ TrackOf = Annotated[
 ]
 
 
+TeachersOnly = Annotated[
+    bool,
+    typer.Option("--teachers-only", help="Make the teachers of these jobs, and nothing else; see `merge --teachers`."),
+]
+ShardOf = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only share I of N of the jobs, counted from 0: 0/4 to 3/4."),
+]
+
+
 def _no_plugins(context: typer.Context, value: bool) -> bool:
     from kdbench.userfiles import refusing_files
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
+from kdbench.cli.options import emit, warn
 from kdbench.cli.report import Report
 from kdbench.models.make import Sizes
+from kdbench.run import teaching
 from kdbench.run.crew import Crew
 from kdbench.run.machine import Staff
 from kdbench.run.opened import Glance, Setting, try_models
@@ -15,7 +21,7 @@ from kdbench.run.progress import display
 from kdbench.run.runner import Listener, run
 from kdbench.run.store import Store
 from kdbench.suite.fields import rung_role
-from kdbench.suite.job import Job
+from kdbench.suite.job import FrozenRole, Job
 from kdbench.suite.load import Suite
 from kdbench.train.workbench import Workbench
 
@@ -102,16 +108,12 @@ class Session:
     def run(self, console: Console, as_json: bool, staff: Staff, timeout: float | None) -> int:
         """Do the jobs, in this process or with workers, publish the board, print the tables; the exit code."""
         pending = [job for job in self.jobs if not self.store.done(job.key)]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and `kill` stop as Ctrl-C does
         try:
-            with display(self.console, pending) as shown:
-                listener = Listener(shown.started, shown.finished, shown.epoch, shown.warn)
+            with self._watched(pending) as listener:
                 if not staff.workers:
-                    self.bench.watch, self.bench.warn = shown.epoch, shown.warn
                     summary = run(self.jobs, self.bench, self.store, listener)
                 else:
-                    crew = Crew(self.jobs, self.store, self.setting, staff.workers, staff.devices, timeout, listener)
-                    summary = crew.run()
+                    summary = self._crew(staff, timeout, listener).run()
         except KeyboardInterrupt:
             left = sum(not self.store.done(job.key) for job in self.jobs)
             self.console.print(
@@ -119,6 +121,44 @@ class Session:
             )
             return 130
         return Report(self.suite, self.jobs, self.store, self.setting, summary).say(console, as_json)
+
+    def teach(self, roles: Sequence[FrozenRole], as_json: bool, staff: Staff, timeout: float | None) -> int:
+        """Make frozen roles and nothing else, say what there is now; the exit code, 1 if one may not teach."""
+        runs = self.setting.runs
+        before = teaching.kept(roles, runs)
+        try:
+            with self._watched([]) as listener:
+                if not staff.workers:
+                    broken = teaching.make(roles, self.bench)
+                else:
+                    crew = self._crew(staff, timeout, listener, roles)
+                    crew.run()
+                    broken = crew.roster.broken
+        except KeyboardInterrupt:
+            self.console.print("stopped. The same command continues where this one stopped.")
+            return 130
+        rows, troubles = teaching.account(self.jobs, roles, self.bench.data.task, runs, before, broken)
+        emit(rows, as_json)
+        for sentence in troubles:
+            warn(sentence)
+        if not as_json:
+            typer.echo(
+                f"{len(roles)} teachers in {runs / 'teachers'}; on other machines: kdbench merge --teachers {runs}"
+            )
+        return 1 if troubles else 0
+
+    @contextmanager
+    def _watched(self, pending: Sequence[Job]) -> Iterator[Listener]:
+        """Bars or lines meanwhile; batch systems and `kill` stop as Ctrl-C does."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with display(self.console, pending) as shown:
+            self.bench.watch, self.bench.warn = shown.epoch, shown.warn
+            yield Listener(shown.started, shown.finished, shown.epoch, shown.warn)
+
+    def _crew(
+        self, staff: Staff, timeout: float | None, listener: Listener, roles: Sequence[FrozenRole] | None = None
+    ) -> Crew:
+        return Crew(self.jobs, self.store, self.setting, staff.workers, staff.devices, timeout, listener, roles)
 
 
 def _roles(job: Job) -> str:

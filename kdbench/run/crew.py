@@ -13,28 +13,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from kdbench.errors import UserError
-from kdbench.run import processes, runner, worker
+from kdbench.run import processes, worker
 from kdbench.run.opened import Setting
+from kdbench.run.roster import DEATHS, Assignment, Roster
 from kdbench.run.runner import Listener
 from kdbench.run.store import Store
-from kdbench.run.summary import Summary, summary
-from kdbench.suite.job import Job
-
-BACK_OFF = 2.0  # seconds before a job that another run holds is tried again
-DEATHS = 3  # of workers on one job without an epoch in between, until it counts as failed
-
-
-@dataclass(eq=False)
-class Assignment:
-    """A frozen role to make, or a job."""
-
-    kind: str  # "teacher" | "job"
-    key: str
-    name: str
-    job: Job | None = None
-    needs: frozenset[str] = frozenset()  # keys of frozen roles that go first
-    not_before: float = 0.0
-    deaths: int = 0
+from kdbench.run.summary import Summary
+from kdbench.suite.job import FrozenRole, Job
 
 
 @dataclass(eq=False)
@@ -60,32 +45,12 @@ class Crew:
     devices: tuple[str, ...] = ("cpu",)
     timeout: float | None = None
     listener: Listener = field(default_factory=Listener)
+    roles: Sequence[FrozenRole] | None = None  # to be made, and nothing else
 
     def __post_init__(self) -> None:
-        pending = list({job.key: job for job in self.jobs if not self.store.done(job.key)}.values())
-        roles = [
-            role
-            for role in runner.first_roles(pending)
-            if not (self.setting.runs / "teachers" / role.key / "record.json").exists()
-        ]
-        unmade = {role.key for role in roles}
-        self.waiting = [Assignment("teacher", role.key, f"teacher {role.model.model}") for role in roles]
-        self.waiting += [
-            Assignment(
-                "job",
-                job.key,
-                f"{job.name} seed {job.seed}",
-                job,
-                frozenset(role.key for role in job.frozen.values() if role.key in unmade),
-            )
-            for job in pending
-        ]
+        self.roster = Roster(self.jobs, self.store, self.setting.runs, self.listener, self.roles)
         self.hands: list[Hand] = []
         self.room = dict.fromkeys(self.devices, self.workers)  # jobs at a time on a device
-        self.made: set[str] = set()
-        self.broken: dict[str, str] = {}
-        self.new: set[str] = set()  # keys of what was done now
-        self.told = False
         self.died_early = 0  # workers that died before they were ready
 
     def run(self) -> Summary:
@@ -96,13 +61,13 @@ class Crew:
             KeyboardInterrupt: the user stopped; workers are ended, what is finished is stored.
         """
         try:
-            while self.waiting or self._busy():
+            while self.roster.waiting or self._busy():
                 self._assign()
                 self._listen()
                 self._check_time()
         finally:
             self._end()
-        return summary(self.jobs, self.store, self.new)
+        return self.roster.summary()
 
     # who does what ---------------------------------------------------------------------------------------------------
     def _busy(self, device: str | None = None) -> list[Hand]:
@@ -113,10 +78,10 @@ class Crew:
             for hand in [hand for hand in self.hands if hand.device == device and not hand.assignment and hand.ready]:
                 if len(self._busy(device)) >= self.room[device]:
                     self._dismiss(hand)  # an idle process holds memory too
-                elif (assignment := self._next()) is not None:
+                elif (assignment := self.roster.take()) is not None:
                     self._give(hand, assignment)
         idle = sum(hand.assignment is None for hand in self.hands)
-        due = sum(self._due(assignment) for assignment in self.waiting)
+        due = sum(map(self.roster.due, self.roster.waiting))
         while len(self.hands) < self.workers and idle < due:
             free = [device for device in self.devices if self._on(device) < self.room[device]]
             if not free:
@@ -126,20 +91,6 @@ class Crew:
 
     def _on(self, device: str) -> int:
         return sum(hand.device == device for hand in self.hands)
-
-    def _due(self, assignment: Assignment) -> bool:
-        return assignment.not_before <= time.monotonic() and assignment.needs <= self.made | set(self.broken)
-
-    def _next(self) -> Assignment | None:
-        for assignment in self.waiting:
-            if not self._due(assignment):
-                continue
-            self.waiting.remove(assignment)
-            if assignment.job and (reason := runner.broken_by(assignment.job, self.broken)):
-                self._fail(assignment, reason)
-                return self._next()
-            return assignment
-        return None
 
     def _give(self, hand: Hand, assignment: Assignment) -> None:
         hand.assignment, hand.since = assignment, time.monotonic()
@@ -187,31 +138,13 @@ class Crew:
         elif assignment is not None:
             hand.assignment = None
             if name == worker.TAUGHT:
-                self._taught(assignment, str(arguments[1]))
+                self.roster.taught(assignment, str(arguments[1]))
             elif name == worker.BUSY:
-                self._wait_for(assignment)
+                self.roster.held(assignment)
             elif name == worker.MEMORY:
                 self._make_room(hand, assignment)
             elif name == worker.DONE:
-                self._done(assignment, bool(arguments[1]))
-
-    def _taught(self, assignment: Assignment, trouble: str) -> None:
-        self.made.add(assignment.key)
-        if trouble:
-            self.broken[assignment.key] = trouble
-
-    def _wait_for(self, assignment: Assignment) -> None:
-        assignment.not_before = time.monotonic() + BACK_OFF
-        self.waiting.append(assignment)
-        if not self.told:
-            self.listener.warn(f"{assignment.name} is being trained by another run; its result is awaited")
-            self.told = True
-
-    def _done(self, assignment: Assignment, trained: bool) -> None:
-        assert assignment.job is not None
-        self.store.refresh(assignment.key)
-        self.new |= {assignment.key} if trained else set()
-        self.listener.finished(assignment.job, self.store.results[assignment.key])
+                self.roster.done(assignment, bool(arguments[1]))
 
     # trouble ---------------------------------------------------------------------------------------------------------
     def _make_room(self, hand: Hand, assignment: Assignment) -> None:
@@ -220,7 +153,7 @@ class Crew:
         self.listener.warn(
             f"{assignment.name} ran out of memory; {hand.device} now gets {self.room[hand.device]} jobs at a time"
         )
-        self.waiting.insert(0, assignment)
+        self.roster.again(assignment)
         self._dismiss(hand)  # its process keeps what it allocated
 
     def _died(self, hand: Hand) -> None:
@@ -232,14 +165,8 @@ class Crew:
             if self.died_early >= DEATHS:
                 raise UserError(f"workers on {hand.device} die while they open the suite ({processes.cause(code)})")
             return
-        assignment.deaths += 1
-        if assignment.deaths < DEATHS:
-            self.listener.warn(f"the worker of {assignment.name} died ({processes.cause(code)}); it is tried again")
-            if assignment.deaths > 1:  # the kernel kills what it has no memory for
-                self.room[hand.device] = max(1, len(self._busy(hand.device)))
-            self.waiting.insert(0, assignment)
-        else:
-            self._fail(assignment, f"its worker died {DEATHS} times ({processes.cause(code)})")
+        if self.roster.died(assignment, processes.cause(code)) and assignment.deaths > 1:
+            self.room[hand.device] = max(1, len(self._busy(hand.device)))  # the kernel kills what it has no memory for
 
     def _check_time(self) -> None:
         if self.timeout is None:
@@ -249,24 +176,15 @@ class Crew:
                 hand.process.kill()
                 hand.process.join(5)
                 self._drop(hand)
-                self._fail(assignment, f"no result after {self.timeout:g} s (--timeout); the next run continues it")
-
-    def _fail(self, assignment: Assignment, reason: str) -> None:
-        if assignment.job is None:
-            self._taught(assignment, f"its {assignment.name} failed: {reason}")
-            return
-        self.store.refresh(assignment.key)
-        log = f" (log: logs/{assignment.key}.txt)" if not assignment.needs & set(self.broken) else ""
-        result = runner.failed(assignment.job, reason + log)
-        self.store.write(result)
-        self.new.add(assignment.key)
-        self.listener.finished(assignment.job, self.store.results[assignment.key])
+                self.roster.fail(
+                    assignment, f"no result after {self.timeout:g} s (--timeout); the next run continues it"
+                )
 
     # the end ---------------------------------------------------------------------------------------------------------
     def _dismiss(self, hand: Hand) -> None:
         """Let a worker go; what was given to it before it was known that it goes waits again."""
         if hand.assignment:
-            self.waiting.insert(0, hand.assignment)
+            self.roster.again(hand.assignment)
         with contextlib.suppress(OSError):
             hand.connection.send(None)
         processes.leave(hand.process, patience=2)

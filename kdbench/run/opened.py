@@ -12,6 +12,7 @@ from kdbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from kdbench.models.make import Sizes
+    from kdbench.run.shard import Shard
     from kdbench.run.store import Store
     from kdbench.suite.job import Job
     from kdbench.suite.load import Suite
@@ -33,6 +34,7 @@ class Setting:
     epochs: int | None = None
     again: bool = False  # only jobs whose last result is not ok
     track: str = "default"  # "tuned": with the knobs that `kdbench tune` chose
+    shard: Shard | None = None  # only this share of the jobs
 
     def open(self, device: str, warn: Warn = lambda sentence: None) -> Opened:
         """The suite with its jobs, data and results.
@@ -73,7 +75,7 @@ class Setting:
         jobs = chosen_jobs(jobs, self.only)
         if self.again:
             jobs = [job for job in jobs if job.key in store.results and store.results[job.key].status != "ok"]
-        return jobs
+        return jobs if self.shard is None else self.shard.jobs(jobs)
 
 
 @dataclass(frozen=True)

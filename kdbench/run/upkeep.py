@@ -69,6 +69,7 @@ class Merged:
     replaced: int = 0  # unfinished here, finished there
     conflicts: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    taught_otherwise: list[str] = field(default_factory=list)  # a second teacher of a pair, a sentence each
     suites: set[str] = field(default_factory=set)
 
 
@@ -99,7 +100,24 @@ def merge(sources: Sequence[Path], root: Path) -> Merged:
                 _join(path, result, known.of(root / "results" / path.parent.name), merged)
             except OSError as error:
                 raise UserError(f"{root}: cannot write results ({error.strerror})") from error
+    merged.taught_otherwise = [sentence for folder in known.folders for sentence in _second_teachers(folder)]
     return merged
+
+
+def _second_teachers(folder: Path) -> list[str]:
+    """A sentence for each pair whose results were taught by several trainings of what should be one teacher."""
+    weights: dict[tuple[str, str], Counter[str]] = {}
+    for result in Store(folder.parent.parent, folder.name).results.values():
+        if result.teacher is not None:
+            weights.setdefault((result.pair, result.teacher.key), Counter())[result.teacher.sha256] += 1
+    return [
+        f"{folder.name}/{pair}: {len(found)} teachers that differ in their weights have taught its results ("
+        + ", ".join(f"sha256 {sha[:12]}: {count}" for sha, count in found.most_common())
+        + "): they are not comparable. Next time make them once (`run --teachers-only`) and take them along "
+        "(`merge --teachers`)"
+        for (pair, _), found in sorted(weights.items())
+        if len(found) > 1
+    ]
 
 
 class _Known:

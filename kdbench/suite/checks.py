@@ -424,6 +424,11 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
     for role in plan.learners:
         if any(role in stage.learners.get(role, ()) for stage in plan.stages):
             sentences.append(f"{wrong}'{role}' teaches itself")
+    if "teacher" in plan.learners:
+        sentences.append(
+            f"{wrong}it trains 'teacher', which every row of the pair is compared with: train a copy instead, "
+            f"`copies={{'coach': 'teacher'}}` in its plan"
+        )
     missing = [role for role in plan.answer if role not in plan.learners]
     if missing or not plan.answer:
         who = f"'{missing[0]}'" if missing else "nobody"

@@ -273,14 +273,20 @@ def read(folder: Path, key: str) -> tuple[Record, dict[str, Tensor]]:
         ValueError: it does not fit its digest, or is none; the message is a sentence.
         OSError: it cannot be read.
     """
-    record = parsed(Record, (folder / "record.json").read_bytes())
     payload = (folder / "weights.safetensors").read_bytes()
-    if record.key != key or record.signed(payload).digest != record.digest:
-        raise ValueError("weights, logits and record do not fit their digest")
+    record = checked((folder / "record.json").read_bytes(), payload, key)
     try:
         return record, load(payload)
     except SafetensorError as error:
         raise ValueError(printable(error)) from error
+
+
+def checked(record: bytes, payload: bytes, key: str) -> Record:
+    """The record in a teacher's two files. Raises ValueError where they do not fit its digest or are another's."""
+    found = parsed(Record, record)
+    if found.key != key or found.signed(payload).digest != found.digest:
+        raise ValueError("weights, logits and record do not fit their digest")
+    return found
 
 
 def _stored(

@@ -13,7 +13,7 @@ from training import LITTLE
 
 from kdbench.cli.options import parse_duration
 from kdbench.errors import UserError
-from kdbench.run import crew, runner, worker
+from kdbench.run import roster, runner, worker
 from kdbench.run.crew import Crew, Hand
 from kdbench.run.opened import Setting
 from kdbench.run.runner import Listener
@@ -33,7 +33,7 @@ methods:""",
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "BACK_OFF", 0.01)
+    monkeypatch.setattr(roster, "BACK_OFF", 0.01)
 
 
 def setting(folder: Path, text: str = SUITE) -> Setting:
@@ -335,7 +335,7 @@ def odd(folder: Path, kinds: tuple[str, ...]) -> Setting:
 def test_real_processes_isolate_deaths_memory_and_endless_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(crew, "DEATHS", 1)
+    monkeypatch.setattr(roster, "DEATHS", 1)
     made = odd(tmp_path, kinds)
     opened = made.open("cpu")
     summary = Crew(opened.jobs, opened.store, made, workers=len(kinds), timeout=8 if "hang" in kinds else None).run()

@@ -11,6 +11,7 @@ import pytest
 
 from kdbench.errors import UserError
 from kdbench.suite import checks
+from kdbench.suite.job import expand
 from kdbench.suite.load import Suite, load
 
 METHODS = """
@@ -69,6 +70,15 @@ class Picky(_Free):
 class Fails(_Free):
     def plan(self, roles):
         return {}[3]
+""",
+    "coached": """
+@dataclass(frozen=True)
+class Coached(_Free):
+    role: str = knob("teacher", choices=("teacher", "coach"))
+
+    def plan(self, roles):
+        copies = {} if self.role == "teacher" else {self.role: "teacher"}
+        return Plan((Stage({self.role: (), "student": (self.role,)}),), copies=copies)
 """,
     "refuses": """
 @dataclass(frozen=True)
@@ -413,6 +423,14 @@ def test_plans(folder: Path) -> None:
     assert lines(picky.replace("student: small", "student: small, ta: big")) == [
         "s.yaml:5:3: pairs.one: method 'p' cannot be used here: it wants no ta"
     ]
+    assert lines(BASE + "  p: {method: ./coached.py}\n") == [
+        f"{wrong}it trains 'teacher', which every row of the pair is compared with: train a copy instead, "
+        "`copies={'coach': 'teacher'}` in its plan"
+    ]
+    (coached,) = expand(
+        of(BASE + "  p: {method: ./coached.py, role: coach}\nseeds: [0]\nexclude: [{pair: one, method: plain}]\n")
+    )
+    assert (coached.plan.learners, set(coached.frozen)) == (("coach", "student"), {"teacher"})
     assert lines(BASE + "  p: {method: ./fails.py}\n") == [
         "s.yaml:5:3: pairs.one: method 'p' cannot be used here: its plan fails: KeyError: 3"
     ]
