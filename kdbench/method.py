@@ -128,6 +128,16 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Paper:
+    """Where a method comes from; `venue` is without the year, `arxiv` the identifier there ("1503.02531")."""
+
+    title: str
+    venue: str
+    year: int
+    arxiv: str = ""
+
+
+@dataclass(frozen=True)
 class Stage:
     """A small directed graph, `{learner: (teachers...)}`, trained for `share` times the recipe's epochs."""
 
@@ -169,6 +179,8 @@ class Method(ABC):
     """Base of all methods. Subclasses are frozen dataclasses in `kdbench/methods/<name>.py`."""
 
     revision: ClassVar[int] = 1  # raise it when the mathematics change: old results then count as stale
+    family: ClassVar[str] = ""  # what it is listed under: "logits", "features", or a word of your own
+    paper: ClassVar[Paper | None] = None  # what it is listed with
     registered: ClassVar[str] = ""  # the name that suites use, set by `plugins`, which also knows it: `plugins.name_of`
 
     # declare ---------------------------------------------------------------------------------------------------------
