@@ -126,6 +126,7 @@ class MethodContract(Declarations):
             targets=given.task.targets(given.labels[order]),
             index_B=given.index_B[order],
             views=tuple(view[order] for view in given.views),
+            surveys={name: values[order] for name, values in given.surveys.items()},
         )
         state = given.rng.get_state()
         expected = values(one.loss(*one.outs(given.x, given.views), given))

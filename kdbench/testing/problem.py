@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -147,7 +147,14 @@ class Problem:
 
     def batch(self, size: int = 8, *, seed: int = 0, epoch: int = 0) -> Batch:
         """A batch as this method needs it."""
-        return batch(size, seed=seed, epoch=epoch, dtype=self.dtype, views=self.needs.views, task=self.task)
+        given = batch(size, seed=seed, epoch=epoch, dtype=self.dtype, views=self.needs.views, task=self.task)
+        return dataclasses.replace(given, surveys=dict(self._surveys(given.x)))
+
+    def _surveys(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What the method asks of its teachers about each example, of these."""
+        for asked in self.needs.survey:
+            values = asked.make(self.teachers[asked.role], x).detach()
+            yield asked.name, values if asked.finish is None else asked.finish(values)
 
     def probe(self, epoch: int = 0) -> Probe:
         """What `sample` and `review` are given."""

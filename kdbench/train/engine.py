@@ -207,13 +207,17 @@ class Engine:
             self.state.notes.append(note)
 
     def _survey(self) -> None:
-        """What the method asks of frozen roles about every example: made once."""
-        training = self.training
+        """What the method asks of frozen roles about every example: made once, and counted whenever it was made."""
+        training, state = self.training, self.state
         for asked in self.needs.survey if not self.surveys else ():
             if asked.role not in training.plan.frozen:
                 raise Refusal(f"survey '{asked.name}' is of the {asked.role}, which is no frozen teacher of this plan")
             model, folder = self.models[asked.role].eval(), training.folders.get(asked.role)
-            self.surveys[asked.name] = survey(asked, model, training.data, training.recipe.augment, folder)
+            found = survey(asked, model, training.data, training.recipe.augment, folder)
+            self.surveys[asked.name] = found
+            if found.kept and (state.stage, state.epoch, state.step) == (0, 0, 0):
+                state.seconds += found.seconds[0]
+                state.cpu_seconds += found.seconds[1]
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
