@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdbench.batch import Batch, Out, Probe, Profile
+from kdbench.batch import Batch, Chosen, Out, Pool, Probe, Profile
 from kdbench.losses import row_mean
 from kdbench.method import Method, Plan, Prepared, Refusal
 from kdbench.models import taps
@@ -155,6 +155,17 @@ class Problem:
         for asked in self.needs.survey:
             values = asked.make(self.teachers[asked.role], x).detach()
             yield asked.name, values if asked.finish is None else asked.finish(values)
+
+    def pool(self, stage: int, chosen: Chosen | None = None) -> Pool:
+        """What `choose` is given; every role answers as the student."""
+        x = images(EXAMPLES, torch.Generator().manual_seed(8), self.dtype)
+
+        def ask(role: str, of: Chosen) -> Tensor:
+            share = of.share_M.to(x.dtype)[:, None, None, None]
+            with torch.no_grad():
+                return self.student(share * x[of.first_M] + (1 - share) * x[of.other_M])
+
+        return Pool(stage, EXAMPLES, ask, torch.Generator().manual_seed(stage), chosen)
 
     def probe(self, epoch: int = 0) -> Probe:
         """What `sample` and `review` are given."""
