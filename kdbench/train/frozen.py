@@ -43,7 +43,7 @@ def check_box(role: str, method: Method, recipe: Recipe) -> None:
         "draws of it": needs.draws > 0,
         "surveys of it": any(survey.role == role for survey in needs.survey),
         "answers on several views": needs.views > 1,
-        "answers on images that it changes": changes(method, "batch"),
+        "answers on images that it changes": changes(method, "batch") or changes(method, "choose"),
         "answers on images that the recipe mixes": recipe.augment.cutmix is not None,
     }
     if what := next((what for what, wanted in asked.items() if wanted), None):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.batches import Source
 from kdbench.method import Stage
 from kdbench.models.taps import Tapped
 from kdbench.suite.fields import Recipe
@@ -76,6 +77,7 @@ class StageRun:
     first_epoch: int  # epochs of the stages before it: its augmentation differs from theirs
     first_report: int
     learners: dict[str, Learner]
+    source: Source  # of its examples: the training split, or what the method chose
     frozen: dict[str, Live | Stored] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0

@@ -68,6 +68,7 @@ class Trained:
     learner_parameters: int
     head_parameters: int
     notes: tuple[str, ...] = ()  # sentences for the result
+    queries: int | None = None  # about which frozen roles were asked, where the method chooses
 
 
 @dataclass(frozen=True)

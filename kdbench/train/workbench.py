@@ -178,6 +178,8 @@ class Workbench:
             latency_ms_batch256=self._latency(trained.answer, 256),
             epochs=trained.epochs,
             trials=job.trials,
+            queries=trained.queries,
+            zeros=size.zeros(trained.answer),
         )
         if final:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}
