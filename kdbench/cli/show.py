@@ -40,8 +40,7 @@ def show_methods(
         for family in dict.fromkeys(row["family"] for row in rows):
             listed = [row for row in rows if row["family"] == family]
             typer.echo(f"\n{family}")
-            columns = ("method", "venue", "year", "needs", "tasks", "about")
-            emit([{name: row[name] for name in columns} for row in listed], as_json)
+            emit([zoo.brief(row) for row in listed], as_json)
 
 
 @show.command("models")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,6 +61,14 @@ def _row(name: str) -> dict[str, Any]:
         "knobs": "; ".join(describe(name, knob.metadata["knob"], knob.default) for name, knob in knobs(kind).items()),
         "about": about[0] if about else "",
     }
+
+
+def brief(row: dict[str, Any]) -> dict[str, str]:
+    """A row that is legible on a screen: what it is about, needs and fits in one text."""
+    about = re.sub(r" \([^()]*\d{4}\)\.?$", "", row["about"]).rstrip(".")
+    said = [about, f"Needs {row['needs']}" if row["needs"] else "", row["tasks"].capitalize()]
+    paper = f"{row['venue'] or 'arXiv'} {row['year']}" if row["year"] else ""
+    return {"method": row["method"], "paper": paper, "about": ". ".join(part for part in said if part)}
 
 
 def describe(name: str, knob: dict[str, Any], default: Any) -> str:

@@ -56,6 +56,14 @@ def test_needs_and_tasks_are_what_the_method_says() -> None:
     assert row["ls"]["wraps"] == "over another"
 
 
+def test_a_brief_row_says_the_paper_once() -> None:
+    brief = {row["method"]: zoo.brief(row) for row in zoo.rows()}
+    assert brief["dkd"]["paper"] == "CVPR 2022"
+    assert "Zhao" not in brief["dkd"]["about"]
+    assert brief["dkd"]["about"].endswith("Needs labels that are not mixed. Classification")
+    assert brief["none"]["about"].count("Needs no teacher") == 1
+
+
 def test_methods_without_a_family_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = plugins.method_class("kd", Path())
     monkeypatch.setattr(kind, "family", "")
