@@ -93,7 +93,7 @@ def read(path: Path) -> Result:
         OSError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8") from error
     result = Result.from_json(text)
@@ -159,5 +159,8 @@ def matching(wanted: Callable[[str], Iterable[Job]], store: Store) -> list[Resul
 
 def relabelled(result: Result, job: Job) -> Result:
     """A stored result under the labels that the suite uses now; its content is the same."""
-    cost = dataclasses.replace(result.cost, trials=job.trials) if result.cost else None
-    return dataclasses.replace(result, suite=job.suite, pair=job.pair, method=job.label, track=job.track, cost=cost)
+    labels = {"suite": job.suite, "pair": job.pair, "method": job.label, "track": job.track}
+    if result.cost and result.cost.trials != job.trials:
+        labels["cost"] = dataclasses.replace(result.cost, trials=job.trials)
+    changed = {name: value for name, value in labels.items() if getattr(result, name) != value}
+    return dataclasses.replace(result, **changed) if changed else result

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Job:
     task: str = TASK
     headline: Mapping[str, Any] | None = None  # for the record; None: top-1
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(self.content)
 
