@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from kdbench.board.page_prefixes import sections
 from kdbench.board.rows import BETTER, COSTLIER, HEADLINE, Across, Heading, Row, Table, TeacherRow
-from kdbench.board.statistics import FEWEST_SETTINGS, smallest_claim
+from kdbench.board.statistics import FEWEST_SETTINGS, draws, smallest_claim
 from kdbench.board.text import BLANK, amount, count, gain, grid, number, percent, plain, prose, scored, seeds
 from kdbench.tasks import Metric
 
@@ -199,11 +199,13 @@ def overall(heading: Heading, across: Across, level: str = "##") -> list[str]:
         )
         p = BLANK if row.label == heading.reference else "too few settings" if few else number(row.p_holm)
         lines.append([f"`{row.label}`", f"{row.mean_rank:.2f}", *middle, p])
+    many = draws(len(across.settings) * len(heading.seeds))
+    drawn = "a million" if many == 1_000_000 else f"{many:,}"
     legend = (
         f"<sub>Over {count(len(across.settings), 'setting')} ({', '.join(across.settings)}). **mean rank**: 1 is best, "
         f"among the methods listed. **IQM gain**: interquartile mean of the gains over {heading.floor}, with a 95% "
-        "bootstrap interval that resamples seeds within each setting (all resamples where they are few, else a "
-        f"million). **p against {heading.reference}**: Wilcoxon signed-rank over settings, Holm-corrected; not printed "
+        "bootstrap interval that resamples seeds within each setting (all resamples where they are few, else "
+        f"{drawn}). **p against {heading.reference}**: Wilcoxon signed-rank over settings, Holm-corrected; not printed "
         f"below {FEWEST_SETTINGS} settings.</sub>"
     )
     columns = ["method", "mean rank", "IQM gain", "interval", f"p against {heading.reference}"]

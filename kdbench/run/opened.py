@@ -174,7 +174,7 @@ def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple
 
     shapes: dict[tuple[str, str], tuple[int, int]] = {}
     tried = set()
-    for job in jobs:
+    for job in {(job.name, job.recipe.model_dump_json()): job for job in jobs}.values():  # one seed of each cell
         for role, model in job.roles.items():
             shapes[job.pair, role] = sizes.of(model)
         recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]
