@@ -94,6 +94,9 @@ class Cost:
     epochs: Count  # summed over stages
     trials: Count = 0  # of tuning that led to the knobs
     cpu_seconds: Amount = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
+    # Of `train_seconds`: forward passes of frozen teachers whose stored answers were looked up instead. Nobody spent
+    # them; they are counted so that a row costs the same whoever came first.
+    looked_up_seconds: Amount = 0.0
 
 
 @dataclass(frozen=True)

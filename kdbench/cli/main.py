@@ -19,6 +19,7 @@ from kdbench.cli.ladder import ladder
 from kdbench.cli.options import (
     LEADERBOARD,
     RUNS,
+    CacheGb,
     DataRoot,
     Device,
     Devices,
@@ -48,7 +49,7 @@ from kdbench.cli.recipe import recipe
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
-from kdbench.run.opened import Setting
+from kdbench.run.opened import CACHE_GB, Setting
 
 if TYPE_CHECKING:
     from kdbench.cli.session import Session
@@ -109,13 +110,15 @@ def run(
     workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
+    cache_gb: CacheGb = CACHE_GB,
     dry_run: DryRun = False,
     track: TrackOf = Track.default,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
     _run(setting, device, workers, devices, timeout, dry_run, as_json)
 
 
@@ -131,12 +134,14 @@ def retry(
     workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
+    cache_gb: CacheGb = CACHE_GB,
     dry_run: DryRun = False,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Do the jobs again that failed, diverged or were skipped, and no others."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), again=True)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, again=True, cache_gb=cache_gb)
     _run(setting, device, workers, devices, timeout, dry_run, as_json)
 
 
@@ -224,6 +229,7 @@ def plan(
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
+    cache_gb: CacheGb = CACHE_GB,
     track: TrackOf = Track.default,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
@@ -231,7 +237,8 @@ def plan(
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
     from kdbench.cli.session import Session
 
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
     screen = console(stderr=True)
     _print_plan(Session.open(setting.glance(teller(screen)), device, screen), as_json, cost=True)
 
