@@ -98,6 +98,11 @@ class Cost:
     # them; they are counted so that a row costs the same whoever came first.
     looked_up_seconds: Amount = 0.0
 
+    @property
+    def spent_seconds(self) -> float:
+        """What the training took here, but for the storing of answers that other jobs use too."""
+        return self.train_seconds - self.looked_up_seconds
+
 
 @dataclass(frozen=True)
 class Teacher:

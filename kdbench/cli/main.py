@@ -319,4 +319,6 @@ def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:
     emit(rows, False)
     typer.echo()
     emit(sizes, False)
+    for saving in session.stored():
+        typer.echo(str(saving))
     typer.echo(total)

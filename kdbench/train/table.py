@@ -143,13 +143,18 @@ class Shelf:
             free = shutil.disk_usage(self.folder).free
             if made.size > left:
                 raise NoTable(
-                    f"its answers on {views} views take {made.size / 1e9:.2g} GB, and --cache-gb leaves "
-                    f"{max(0, left) / 1e9:.2g}; give more, or free some with `kdbench clean`"
+                    f"its answers on {views} views take {shown(made.size)}, and --cache-gb leaves "
+                    f"{shown(max(0, left))}; give more, or free some with `kdbench clean`"
                 )
             if 2 * made.size > free:
-                raise NoTable(f"its answers on {views} views take {made.size / 1e9:.2g} GB: the disk is nearly full")
+                raise NoTable(f"its answers on {views} views take {shown(made.size)}: the disk is nearly full")
             made.path.parent.mkdir(exist_ok=True)
         return made
+
+
+def shown(size: float) -> str:
+    """ "2.9 GB", "0.47 MB" """
+    return f"{size / 1e9:.2g} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"
 
 
 def bytes_of_row(width: int) -> int:

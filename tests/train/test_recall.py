@@ -249,7 +249,7 @@ def test_without_room_the_teacher_runs_on_every_batch(desk: Desk, room: int) -> 
     desk.room = room
     assert_same(states(desk.train(KD()).answer), states(desk.train(KD(), stored=False).answer))
     assert len(desk.told) == 1
-    assert desk.told[0].startswith("the teacher runs on every batch: its answers on 18 views take 0.00019 GB, and ")
+    assert desk.told[0].startswith("the teacher runs on every batch: its answers on 18 views take 0.19 MB, and ")
 
 
 def test_a_full_disk_costs_no_training(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

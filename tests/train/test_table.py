@@ -99,7 +99,7 @@ def test_whatever_the_answers_depend_on_has_its_own_table(tmp_path: Path) -> Non
 def test_tables_take_no_more_room_than_is_given(tmp_path: Path, monkeypatch) -> None:
     made, _ = filled(tmp_path)
     assert made.size == 240
-    with pytest.raises(NoTable, match=r"--cache-gb leaves 6e-08; give more, or free some with `kdbench clean`"):
+    with pytest.raises(NoTable, match=r"--cache-gb leaves 6e-05 MB; give more, or free some with `kdbench clean`"):
         shelf(tmp_path, room=300).table(3, 4, 3, batch=3)
     shelf(tmp_path, room=480).table(3, 4, 3, batch=3)
     assert shelf(tmp_path, room=100).table(3, 4, 3, batch=2) == made  # it is there already
