@@ -194,7 +194,7 @@ def clean(
     no_plugins: NoPlugins = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
+    """Free checkpoints and stored answers that no pending job of these suites needs, drafts and dead leases."""
     from kdbench.run import upkeep
 
     opened = [Setting(suite, data_root, results, runs).open("cpu", warn) for suite in suites]

@@ -82,7 +82,7 @@ class Recalled(Voice):
                 rows = self._rows(self.table, index, len(batches[0]), key, view, stop)
                 if rows is None:
                     return False
-                known.append(rows.to(index.device).unflatten(1, self.shape or (1,)))
+                known.append(rows.to(index.device).view(len(index), *self.shape))
         except (NoTable, OSError) as error:
             self.table = None
             reason = str(error) if isinstance(error, NoTable) else f"{self.shelf.folder}: {error.strerror or error}"
