@@ -6,7 +6,7 @@
 `steps`: CIFAR-shaped random images, crop and flip, batch 128, one thread. Processor seconds of the second of two
 epochs of `--steps` steps, with a validation of 64 images: without a teacher (none), with one that runs (live), with one
 whose answers are there (found), and while they are made (filling). The four take turns; a ratio is the median over the
-rounds of each round's own. Students must have equal bits. `counted` is what the training with stored answers is recorded
+rounds of each round's own. Students must have equal bits. `counted` is what a training with stored answers is recorded
 to cost, over what the one with a live teacher is: 1 where nobody looks cheaper.
 
 `suites`: `kdbench run` on a whole suite in a folder of its own, its teacher made beforehand, with --cache-gb 0 and with
