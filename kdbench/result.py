@@ -97,6 +97,14 @@ class Cost:
     cpu_seconds: Amount = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
     queries: Count | None = None  # examples about which frozen roles were asked, where the method chooses them
     zeros: Count = 0  # numbers that are 0 in the deployed student's matrices and convolutions
+    # Of `train_seconds`: forward passes of frozen teachers whose stored answers were looked up instead. Nobody spent
+    # them; they are counted so that a row costs the same whoever came first.
+    looked_up_seconds: Amount = 0.0
+
+    @property
+    def spent_seconds(self) -> float:
+        """What the training took here, but for the storing of answers that other jobs use too."""
+        return self.train_seconds - self.looked_up_seconds
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from kdbench.cli.ladder import ladder
 from kdbench.cli.options import (
     LEADERBOARD,
     RUNS,
+    CacheGb,
     DataRoot,
     Device,
     Devices,
@@ -51,7 +52,7 @@ from kdbench.cli.recipe import recipe
 from kdbench.cli.show import doctor, show
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
-from kdbench.run.opened import Setting
+from kdbench.run.opened import CACHE_GB, Setting
 from kdbench.run.shard import Shard
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def run(
     workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
+    cache_gb: CacheGb = CACHE_GB,
     dry_run: DryRun = False,
     track: TrackOf = Track.default,
     shard: ShardOf = None,
@@ -121,7 +123,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
     if teachers_only:
         _teach(setting, Shard.parse(shard), device, workers, devices, timeout, dry_run, as_json)
     else:
@@ -140,12 +143,14 @@ def retry(
     workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
+    cache_gb: CacheGb = CACHE_GB,
     dry_run: DryRun = False,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Do the jobs again that failed, diverged or were skipped, and no others."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), again=True)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, again=True, cache_gb=cache_gb)
     _run(setting, device, workers, devices, timeout, dry_run, as_json)
 
 
@@ -216,7 +221,7 @@ def clean(
     no_plugins: NoPlugins = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
+    """Free checkpoints and stored answers that no pending job of these suites needs, drafts and dead leases."""
     from kdbench.run import upkeep
 
     opened = [Setting(suite, data_root, results, runs).open("cpu", warn) for suite in suites]
@@ -251,6 +256,7 @@ def plan(
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
+    cache_gb: CacheGb = CACHE_GB,
     track: TrackOf = Track.default,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
@@ -258,7 +264,8 @@ def plan(
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
     from kdbench.cli.session import Session
 
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
     screen = console(stderr=True)
     _print_plan(Session.open(setting.glance(teller(screen)), device, screen), as_json, cost=True)
 
@@ -367,4 +374,6 @@ def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:
     emit(rows, False)
     typer.echo()
     emit(sizes, False)
+    for saving in session.stored():
+        typer.echo(str(saving))
     typer.echo(total)

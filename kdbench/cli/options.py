@@ -96,6 +96,16 @@ Workers = Annotated[
 ]
 Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="Where workers train: cuda:0,cuda:1.")]
 Timeout = Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Stop a job after 90s, 45m, 2h.")]
+CacheGb = Annotated[
+    float,
+    typer.Option(
+        "--cache-gb",
+        metavar="GB",
+        min=0,
+        max=1e6,
+        help="Disk that teachers' stored answers may take below --runs; 0: teachers run on every batch.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
 TrackOf = Annotated[
     Track, typer.Option("--track", help="default: published knobs; tuned: those that `kdbench tune` chose.")

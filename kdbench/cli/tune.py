@@ -12,6 +12,7 @@ from kdbench.cli.options import (
     AUTO,
     LEADERBOARD,
     RUNS,
+    CacheGb,
     DataRoot,
     NoPlugins,
     Only,
@@ -21,6 +22,7 @@ from kdbench.cli.options import (
     console,
     hired,
 )
+from kdbench.run.opened import CACHE_GB
 
 
 def tune(
@@ -48,6 +50,7 @@ def tune(
         Path, typer.Option("--results", help="Folder of the boards; winners go to its tuned/<suite>/.", metavar="DIR")
     ] = LEADERBOARD,
     runs: Runs = RUNS,
+    cache_gb: CacheGb = CACHE_GB,
     no_plugins: NoPlugins = False,
     status: Annotated[bool, typer.Option("--status", help="Show the studies, and stop.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write pages and pictures of the studies, and stop.")] = (
@@ -86,7 +89,7 @@ def tune(
     from kdbench.tune.order import Order
 
     budget = tune_of(loaded).trials + extra
-    order = Order(Setting(suite, data_root, results, runs, tuple(only or ())), url, extra)
+    order = Order(Setting(suite, data_root, results, runs, tuple(only or ()), cache_gb=cache_gb), url, extra)
     team = hired(workers if workers == AUTO or workers > 1 else 0, device, None, len(loaded.cells) * budget)
     screen = console(stderr=True)
     if team.why:

@@ -63,7 +63,7 @@ def _row(name: str) -> dict[str, Any]:
     }
 
 
-def brief(row: dict[str, Any]) -> dict[str, str]:
+def brief(row: dict[str, Any]) -> dict[str, object]:
     """A row that is legible on a screen: what it is about, needs and fits in one text."""
     about = re.sub(r" \([^()]*\d{4}\)\.?$", "", row["about"]).rstrip(".")
     said = [about, f"Needs {row['needs']}" if row["needs"] else "", row["tasks"].capitalize()]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
@@ -174,7 +175,7 @@ def matching(wanted: Callable[[str], Iterable[Job]], store: Store) -> list[Resul
 
 def relabelled(result: Result, job: Job) -> Result:
     """A stored result under the labels that the suite uses now; its content is the same."""
-    labels = {"suite": job.suite, "pair": job.pair, "method": job.label, "track": job.track}
+    labels: dict[str, Any] = {"suite": job.suite, "pair": job.pair, "method": job.label, "track": job.track}
     if result.cost and result.cost.trials != job.trials:
         labels["cost"] = dataclasses.replace(result.cost, trials=job.trials)
     changed = {name: value for name, value in labels.items() if getattr(result, name) != value}

@@ -25,9 +25,10 @@ from kdbench.models.box import Box
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import draw, order, seeded
 from kdbench.suite.fields import Augment
-from kdbench.train import evaluate
+from kdbench.train import evaluate, recall
 from kdbench.train.choices import Choices
-from kdbench.train.frozen import Live, Stored, check_box, exact
+from kdbench.train.clock import timed
+from kdbench.train.frozen import Live, Stored, Voice, check_box, exact
 from kdbench.train.interrupt import Interrupt
 from kdbench.train.recipe import make_optimizer, precision_on
 from kdbench.train.stage import Learner, Length, StageRun, length
@@ -55,6 +56,7 @@ class Engine:
         self.training, self.save, self.watch, self.spacing = training, save, watch, spacing
         self.saved = -math.inf  # when it was last, on the monotonic clock
         self.saved_at = (-1, -1)  # stage and steps of it
+        self.wall = 0.0  # seconds of training in this process
         self.interrupt = Interrupt()
         self.needs = training.method.needs()
         self.models = dict(training.models)
@@ -98,6 +100,7 @@ class Engine:
             curves=self.state.curves,
             seconds=self.state.seconds,
             cpu_seconds=self.state.cpu_seconds,
+            looked_up=self.state.looked_up,
             images=self.state.images,
             epochs=sum(self._length(number).epochs for number in range(len(plan.stages))),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
@@ -199,7 +202,7 @@ class Engine:
             self.known[role] = evaluate.split_answers(self.models[role], self.training.data.train, self.precision)
         return self.known[role]
 
-    def _frozen(self, run: StageRun) -> dict[str, Live | Stored]:
+    def _frozen(self, run: StageRun) -> dict[str, Voice]:
         """The roles that teach in a stage without learning in it."""
         stage = run.stage
         roles = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
@@ -210,15 +213,19 @@ class Engine:
             return {role: Stored(role, answers) for role, answers in asked.items()}
         return {role: self._teacher(role, stage) for role in roles}
 
-    def _teacher(self, role: str, stage: Stage) -> Live | Stored:
-        model, method, recipe = self.models[role], self.training.method, self.training.recipe
+    def _teacher(self, role: str, stage: Stage) -> Voice:
+        training, model, method, recipe = self.training, self.models[role], self.training.method, self.training.recipe
         if isinstance(model, Box):
             check_box(role, method, recipe)
             self._note_box(role)
             return Stored(role, model.rows_NC)
         if exact(method, recipe):
             return Stored(role, self._over_training(role))
-        return Live(self._tapped(role, stage), self.needs.draws, self.training.seed)
+        live = Live(self._tapped(role, stage), self.needs.draws, training.seed)
+        if role in training.shelves and recall.views(method, recipe) is not None:
+            shelf = training.shelves[role]
+            return recall.Recalled(live, training.data, recipe, self.precision, self.needs.views, shelf)
+        return live
 
     def _note_box(self, role: str) -> None:
         """With augmentation the answers are of the examples, not of what the learner sees: said in the record."""
@@ -246,14 +253,14 @@ class Engine:
 
     def _stage(self, run: StageRun) -> None:
         state = self.state
-        with self._timed():
+        with self._timed(run):
             run.frozen = self._frozen(run)
             self._survey()
         if run.number == state.stage:
             run.resume(state)
-        seconds, images = state.seconds, state.images
+        seconds, images = self.wall, state.images
         while not run.finished:
-            with self._timed():
+            with self._timed(run):
                 if run.indices is None:
                     run.indices = self._indices(run)
                 state.images += self.stepper.advance(run, run.steps_ahead(self.training.recipe.checkpoint_every))
@@ -261,9 +268,9 @@ class Engine:
             if metrics is None:  # a checkpoint is due, the epoch is over, or somebody has asked to stop
                 self._keep(run, due=self.interrupt.asked or self._is_checkpoint(run))
             else:
-                speed = (state.images - images) / max(state.seconds - seconds, 1e-9)
+                speed = (state.images - images) / max(self.wall - seconds, 1e-9)
                 self._report(run, metrics, speed)
-                seconds, images = state.seconds, state.images
+                seconds, images = self.wall, state.images
             self.interrupt.raise_if_asked()
         for teacher in run.frozen.values():
             teacher.close()
@@ -314,12 +321,21 @@ class Engine:
             self.saved, self.saved_at = time.monotonic(), at
 
     @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        """What is done within counts as training time."""
-        start, cpu = time.perf_counter(), time.process_time()
-        yield
-        self.state.seconds += time.perf_counter() - start
-        self.state.cpu_seconds += time.process_time() - cpu
+    def _timed(self, run: StageRun | None = None) -> Iterator[None]:
+        """What is done within counts as training time.
+
+        As if every frozen role ran on every batch: whoever finds answers that others have stored is no cheaper.
+        """
+        with timed() as counted:
+            yield
+        self.wall += counted.wall
+        for voice in run.frozen.values() if run else ():
+            owed, spent = voice.settle()
+            counted.add(owed)
+            counted.add(spent, -1)
+            self.state.looked_up += owed.wall
+        self.state.seconds += counted.wall
+        self.state.cpu_seconds += counted.cpu
 
     # epochs ----------------------------------------------------------------------------------------------------------
     def _indices(self, run: StageRun) -> Tensor:

@@ -43,6 +43,9 @@ class Stepper:
         step = slice(run.step * length.accumulate, (run.step + count) * length.accumulate)
         batches = run.indices[: len(run.indices) // length.batch * length.batch].split(length.batch)[step]
         key = (training.seed, run.first_epoch + epoch)
+        for voice in run.frozen.values():
+            if not voice.ready(batches, step.start, key, lambda: self.interrupt.asked):
+                return 0
         pixels: Any = stream(run.source, batches, recipe, key, self.needs.views)
         rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", run.number, epoch))
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
