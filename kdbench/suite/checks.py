@@ -350,6 +350,9 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
             trained.setdefault(pair, {})[label] = found.learners
             frozen.setdefault(pair, set()).update({"teacher", *found.roles} - set(found.learners))
             frozen[pair].update(source for role, source in found.copies.items() if role in found.frozen)
+            sentences += [
+                sentence for role in found.started for sentence in _weightless(root, pair, label, role, found)
+            ]
         node = root.at(("pairs", pair))
         for sentence in sentences:
             unclear.add(pair)
@@ -417,6 +420,10 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
     sentences += [
         f"{wrong}it makes a copy called '{role}', which the pair has as a role" for role in plan.copies if role in names
     ]
+    for role in plan.started:
+        source = plan.copies.get(role)
+        if source is None or source in plan.learners:
+            sentences.append(f"{wrong}'{role}' starts from no frozen role")
     if not plan.stages or any(not stage.learners for stage in plan.stages):
         sentences.append(f"{wrong}a stage trains nobody")
     if any(not (math.isfinite(stage.share) and stage.share > 0) for stage in plan.stages):
@@ -429,6 +436,19 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
         who = f"'{missing[0]}'" if missing else "nobody"
         sentences.append(f"{wrong}{who} answers without having been trained")
     return sentences
+
+
+def _weightless(root: Node, pair: str, label: str, role: str, plan: Plan) -> Iterator[str]:
+    """Why a role cannot start from the trained weights of the one that it is a copy of."""
+    source = plan.copies.get(role)
+    for item in roles(root):
+        if item.pair == pair and item.role == source:
+            for field, what in (
+                ("answers", "is a file of answers and has no weights"),
+                ("from", "starts from another"),
+            ):
+                if item.field(field) is not None:
+                    yield f"method '{label}' starts a {role} from '{source}', which {what}: exclude it"
 
 
 def _without_effect(item: RoleNode, problems: Problems) -> None:

@@ -159,6 +159,7 @@ def _cell(
     plan = method.plan(tuple(pair.roles))
     declared = {**pair.roles, "student": with_student(pair.student, given)}
     used = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    used |= {role: derived(declared[plan.copies[role]], plan.copies[role]) for role in plan.started}
     roles = used | {model.init: declared[model.init] for model in used.values() if model.init is not None}
     data = data_content(suite.file.data, suite.folder, fingerprint) | task_content(suite)
     frozen = {
@@ -252,6 +253,13 @@ def _learner(model: Model, frozen: Mapping[str, FrozenRole], folder: Path) -> di
 
 def _derived(model: Model, source: FrozenRole, folder: Path) -> FrozenRole:
     return FrozenRole(model, None, model_content(model, folder) | {"from": dict(source.content)}, folder, source)
+
+
+def derived(model: Model, role: str) -> Model:
+    """What starts from that role and has its network, as a pair would declare it: `{from: ROLE}`."""
+    return Model.model_validate(
+        {"model": model.model, "options": model.options, "input_size": model.input_size, "from": role}
+    )
 
 
 def own_recipe(model: Model, recipe: Recipe) -> Recipe | None:

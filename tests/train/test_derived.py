@@ -168,3 +168,27 @@ def test_layers_that_do_not_fit_are_refused_when_the_network_is_made(made) -> No
     (other,) = expand(load(job.folder / "s.yaml"), bench.data.fingerprint)
     with pytest.raises(UserError, match="teacher mlp has no layer 7"):
         bench.build(other, "student")
+
+
+def test_a_method_may_start_a_copy_from_the_trained_teacher(tmp_path: Path) -> None:
+    text = SUITE.replace("{from: teacher, layers: [0, 2]}", "{model: mlp, options: {hidden: [16, 16]}}")
+    declared = suite(tmp_path, text.replace("  kd:", "  okd:"))
+    data = load_data(declared.file.data, tmp_path)
+    (job,) = expand(declared, data.fingerprint)
+    assert job.roles["tutor"].init == "teacher"
+    assert job.content["roles"]["tutor"]["from"] == job.content["roles"]["teacher"]
+    bench = Workbench(data, torch.device("cpu"), tmp_path / "runs")
+    frozen = {role: bench.teacher(spec) for role, spec in job.frozen.items()}
+    tutor = bench.build(job, "tutor", frozen)
+    for name, value in frozen["teacher"].model.state_dict().items():
+        assert torch.equal(tutor.state_dict()[name], value)
+    assert bench.perform(job).status == "ok"
+
+
+def test_a_copy_cannot_start_from_a_file_of_answers(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"")
+    text = SUITE.replace("{from: teacher, layers: [0, 2]}", "{model: mlp, options: {hidden: [16, 16]}}")
+    line = next(line for line in text.splitlines() if line.strip().startswith("teacher:"))
+    text = text.replace(line, "    teacher: {answers: a.npz}").replace("  kd:", "  okd:")
+    with pytest.raises(UserError, match="starts a tutor from 'teacher', which is a file of answers and has no weights"):
+        suite(tmp_path, text)
