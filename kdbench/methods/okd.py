@@ -9,7 +9,7 @@ J. Rao et al. arXiv 2409.12512, 2024 (online knowledge distillation, OKD); here 
 p = softmax(z / T), z logits (B, C); each term takes the other's answer as it is, from the same forward pass, and both
 are updated at once: the teacher's distribution moves towards what the student can fit. No label reaches the student
 but through the tutor. T = 1 and rank 32 are the paper's; alpha is not stated there: 0.5 is ours, and so is s = 1.
-With adapters that do not learn, and T = 1, it is KD's divergence alone, to the bit. Deviations: the paper adapts the
+With adapters that do not learn it is KD's divergence alone, but for rounding. Deviations: the paper adapts the
 queries and values of attention, here every linear layer and convolution has an adapter; whatever the teacher does in
 training only (dropout, statistics of batches) stays off.
 """

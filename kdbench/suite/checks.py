@@ -350,9 +350,8 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
             trained.setdefault(pair, {})[label] = found.learners
             frozen.setdefault(pair, set()).update({"teacher", *found.roles} - set(found.learners))
             frozen[pair].update(source for role, source in found.copies.items() if role in found.frozen)
-            sentences += [
-                sentence for role in found.started for sentence in _weightless(root, pair, label, role, found)
-            ]
+            for role in found.started:
+                sentences += _weightless(root, pair, label, role, found)
         node = root.at(("pairs", pair))
         for sentence in sentences:
             unclear.add(pair)

@@ -99,11 +99,13 @@ def test_both_terms_against_a_loop_and_who_has_their_gradient() -> None:
     )
 
 
-def test_adapters_that_do_not_learn_leave_kd_to_the_bit() -> None:
+def test_adapters_that_do_not_learn_leave_kd() -> None:
+    """But for rounding: a network that is differentiated uses other kernels."""
     loaded = digits()
     plain = Engine(work(KD(temperature=1.0, ce_weight=0.0, kd_weight=1.0), loaded)).train()
     still = Engine(work(OKD(adapter_lr=0.0), loaded)).train()
-    assert_same(states(still.answer), states(plain.answer))
+    for name, value in states(plain.answer).items():
+        torch.testing.assert_close(still.answer.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_adapters_alone_learn_and_the_backbone_stays_as_it_was() -> None:
