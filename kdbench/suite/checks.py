@@ -228,7 +228,7 @@ def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
     if pretrained is not None and pretrained.value is True and foreign:
         sentence = f"pretrained weights exist for timm's models only; give '{name}' its `weights`"
         problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)
-    for field in ("weights", "answers"):
+    for field in ("weights", "answers", "init"):
         given = item.field(field)
         file = _text(given)
         if given is not None and file is not None and not is_file(folder / file):
@@ -366,6 +366,9 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
                 problems.add(item.field("from").mark, (*item.path, "from"), sentence)  # type: ignore[union-attr]
         if item.pair in frozen and item.pair not in unclear and item.role not in frozen[item.pair]:
             _without_effect(item, problems)
+        elif item.pair in frozen and (started := item.field("init")) is not None:
+            sentence = "is where a role starts to learn, and a method of this pair uses it as a frozen teacher: give it"
+            problems.add(started.where, (*item.path, "init"), f"{sentence} `weights`, or exclude that method")
 
 
 CONTROLS = {
