@@ -329,9 +329,7 @@ class Model(Spec):
         if self.init is not None and (self.weights is not None or self.pretrained or self.train is not True):
             raise ValueError("weights come `from` another role: remove `weights`, `pretrained` and `train`")
         if self.initial is not None and (self.init or self.weights or self.pretrained or self.answers):
-            raise ValueError(
-                "choose where its weights come from: `init`, or `from`, `weights`, `pretrained`, `answers`"
-            )
+            raise ValueError("choose where its weights come from: `init`, `from`, `weights`, `pretrained` or `answers`")
         other = self.weights is not None or self.pretrained or self.init is not None or self.train is not True
         if self.answers is not None and (self.model != "answers" or self.options or other or self.input_size):
             raise ValueError("a file of `answers` is no network: remove everything else of this role")

@@ -251,7 +251,7 @@ def recipe_content(recipe: Recipe, shares: Iterable[float] = (1.0,)) -> dict[str
 
 def _learner(model: Model, frozen: Mapping[str, FrozenRole], folder: Path) -> dict[str, Any]:
     """Content of a role that learns: what it starts from is part of it."""
-    start = {} if model.init is None else {"from": dict(frozen[model.init].content)}
+    start: dict[str, Any] = {} if model.init is None else {"from": dict(frozen[model.init].content)}
     if model.initial is not None:
         start = {"init": file_sha(folder / model.initial)}
     return model_content(model, folder) | start

@@ -242,14 +242,13 @@ def test_what_is_in_the_file_is_part_of_the_job_and_its_name_is_not(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("hidden", "sentence"),
-    [([16, 8], "these are not the weights of this MLP .of another shape: .*"), (None, "weight .* is not finite")],
+    [([16, 8], "these are not the weights of this Mlp .of another shape: .*"), (None, "weight .* is not finite")],
 )
 def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path, hidden: list[int] | None, sentence: str) -> None:
     drawn(tmp_path, 1, hidden or [16, 16])
     if hidden is None:
-        spoilt = {
-            name: torch.full_like(value, torch.nan) for name, value in load_file(tmp_path / "drawn.safetensors").items()
-        }
+        kept = load_file(tmp_path / "drawn.safetensors")
+        spoilt = {name: torch.full_like(value, torch.nan) for name, value in kept.items()}
         save_file(spoilt, tmp_path / "drawn.safetensors")
     declared = suite(tmp_path, SAMPLED)
     data = load_data(declared.file.data, tmp_path)
@@ -266,7 +265,7 @@ def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path, hidden: list[int
         (("hidden: [16, 16]}, init", "hidden: [16, 16]}, weights: w.pt, init"), "choose where its weights come from"),
         (
             ("train: {epochs: 2}", "init: drawn.safetensors"),
-            "is where a role starts to learn, and a method of this pair",
+            "is where a role starts to learn, and a method",
         ),
     ],
 )
