@@ -150,13 +150,15 @@ class Plan:
     """Who learns from whom, in which stages, and whose logits, summed or averaged (`combine`), are the answer.
 
     `copies` names roles that the pair does not declare and that take another role's model spec (a peer, a generation):
-    `{"peer": "student"}`. They have initial weights of their own.
+    `{"peer": "student"}`. They have initial weights of their own, or those that the other role was trained to have,
+    where they are `started` (`{"tutor": "teacher"}`): that role must be frozen.
     """
 
     stages: tuple[Stage, ...]
     answer: tuple[str, ...] = ("student",)
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     combine: Literal["sum", "mean"] = "sum"
+    started: tuple[str, ...] = ()
 
     @property
     def learners(self) -> tuple[str, ...]:

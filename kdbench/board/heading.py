@@ -63,6 +63,7 @@ def _model(model: Model) -> str:
     name, options = Path(model.model).name, ", ".join(f"{k}={v}" for k, v in model.options.items())
     layers = "" if model.layers is None else f"layers {', '.join(map(str, model.layers))} of "
     start = "" if model.init is None else f" from {layers}the trained {model.init}"
+    start += "" if model.initial is None else f" from the weights in {Path(model.initial).name}"
     return (f"{name}({options})" if options else name) + start
 
 

@@ -25,7 +25,8 @@ Two papers of the founding lists train no student by a teacher's signal, and so 
 
 - **D2NWG** (arXiv [2402.18153](https://arxiv.org/abs/2402.18153)) samples the weights of a network from a diffusion
   model over many trained networks. Nothing is transferred while a student learns; what can be compared is where it
-  starts. The generator itself, and the collection of trained networks that it learns from, are not here.
+  starts. A role's `init: FILE` does that: sampled weights against random ones, under one recipe, as two pairs of a
+  suite. The generator itself, and the collection of trained networks that it learns from, are not here.
 - **Trace-of-Thought** (arXiv [2504.20946](https://arxiv.org/abs/2504.20946)) is two prompts: a large language model
   writes the steps, a small one follows them. No weight changes, so there is no training to give equal budgets to, no
   deployed student to count, and no seed to repeat; a result would be a property of the two prompts. It would need an

@@ -228,7 +228,7 @@ def _role(item: RoleNode, folder: Path, problems: Problems) -> None:
     if pretrained is not None and pretrained.value is True and foreign:
         sentence = f"pretrained weights exist for timm's models only; give '{name}' its `weights`"
         problems.add(pretrained.mark, (*item.path, "pretrained"), sentence)
-    for field in ("weights", "answers"):
+    for field in ("weights", "answers", "init"):
         given = item.field(field)
         file = _text(given)
         if given is not None and file is not None and not is_file(folder / file):
@@ -350,6 +350,8 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
             trained.setdefault(pair, {})[label] = found.learners
             frozen.setdefault(pair, set()).update({"teacher", *found.roles} - set(found.learners))
             frozen[pair].update(source for role, source in found.copies.items() if role in found.frozen)
+            for role in found.started:
+                sentences += _weightless(root, pair, label, role, found)
         node = root.at(("pairs", pair))
         for sentence in sentences:
             unclear.add(pair)
@@ -364,6 +366,9 @@ def plans(root: Node, methods: dict[str, Method], cells: Iterable[tuple[str, str
                 problems.add(item.field("from").mark, (*item.path, "from"), sentence)  # type: ignore[union-attr]
         if item.pair in frozen and item.pair not in unclear and item.role not in frozen[item.pair]:
             _without_effect(item, problems)
+        elif item.pair in frozen and (started := item.field("init")) is not None:
+            sentence = "is where a role starts to learn, and a method of this pair uses it as a frozen teacher: give it"
+            problems.add(started.where, (*item.path, "init"), f"{sentence} `weights`, or exclude that method")
 
 
 CONTROLS = {
@@ -417,6 +422,10 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
     sentences += [
         f"{wrong}it makes a copy called '{role}', which the pair has as a role" for role in plan.copies if role in names
     ]
+    for role in plan.started:
+        source = plan.copies.get(role)
+        if source is None or source in plan.learners:
+            sentences.append(f"{wrong}'{role}' starts from no frozen role")
     if not plan.stages or any(not stage.learners for stage in plan.stages):
         sentences.append(f"{wrong}a stage trains nobody")
     if any(not (math.isfinite(stage.share) and stage.share > 0) for stage in plan.stages):
@@ -434,6 +443,19 @@ def _misfits(plan: Plan, label: str, pair: str, names: tuple[str, ...]) -> list[
         who = f"'{missing[0]}'" if missing else "nobody"
         sentences.append(f"{wrong}{who} answers without having been trained")
     return sentences
+
+
+def _weightless(root: Node, pair: str, label: str, role: str, plan: Plan) -> Iterator[str]:
+    """Why a role cannot start from the trained weights of the one that it is a copy of."""
+    source = plan.copies.get(role)
+    for item in roles(root):
+        if item.pair == pair and item.role == source:
+            for field, what in (
+                ("answers", "is a file of answers and has no weights"),
+                ("from", "starts from another"),
+            ):
+                if item.field(field) is not None:
+                    yield f"method '{label}' starts a {role} from '{source}', which {what}: exclude it"
 
 
 def _without_effect(item: RoleNode, problems: Problems) -> None:

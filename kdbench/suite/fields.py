@@ -309,6 +309,9 @@ class Model(Spec):
     """A file of what it says of each training example (.npz, .safetensors) in the place of a network: an API's."""
     init: Annotated[Str | None, Field(alias="from"), Outside("a name: the weights of that role count")] = None
     """Start from the trained weights of this role of the pair, which must teach without learning; its network too."""
+    initial: Annotated[Str | None, Field(alias="init"), Outside("a name: what is in that file counts")] = None
+    """Of a role that learns: start from the weights in this file (.pt or .safetensors; relative to the suite file), not
+    from random ones. All seeds start from it; copies that a method makes of the role do not."""
     layers: Annotated[tuple[Annotated[Int, Field(ge=0)], ...] | None, Since(2)] = None
     """Of the role that it starts from, keep these blocks, counted from 0: `{from: teacher, layers: [0, 2, 4]}`."""
     gate: Annotated[Float | dict[Str, Float] | None, Outside("stops a job, changes none")] = None
@@ -325,6 +328,8 @@ class Model(Spec):
             raise ValueError("`train` overrides have no effect beside `weights` or `pretrained`: remove one")
         if self.init is not None and (self.weights is not None or self.pretrained or self.train is not True):
             raise ValueError("weights come `from` another role: remove `weights`, `pretrained` and `train`")
+        if self.initial is not None and (self.init or self.weights or self.pretrained or self.answers):
+            raise ValueError("choose where its weights come from: `init`, `from`, `weights`, `pretrained` or `answers`")
         other = self.weights is not None or self.pretrained or self.init is not None or self.train is not True
         if self.answers is not None and (self.model != "answers" or self.options or other or self.input_size):
             raise ValueError("a file of `answers` is no network: remove everything else of this role")

@@ -160,6 +160,8 @@ def _cell(
     plan = method.plan(tuple(pair.roles))
     declared = {**pair.roles, "student": with_student(pair.student, given)}
     used = {role: declared[plan.copies.get(role, role)] for role in dict.fromkeys([*plan.roles, "teacher"])}
+    used |= {role: used[role].model_copy(update={"initial": None}) for role in plan.copies if role in used}
+    used |= {role: derived(declared[plan.copies[role]], plan.copies[role]) for role in plan.started}
     roles = used | {model.init: declared[model.init] for model in used.values() if model.init is not None}
     data = data_content(suite.file.data, suite.folder, fingerprint) | task_content(suite)
     frozen = {
@@ -220,9 +222,7 @@ def freeze(
     said = model_content(model, folder)
     for kind, file in (("weights", model.weights), ("answers", model.answers)):
         if file is not None:
-            path = folder / file
-            sha = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            return FrozenRole(model, None, {**said, kind: sha, "data": data}, folder)
+            return FrozenRole(model, None, {**said, kind: file_sha(folder / file), "data": data}, folder)
     own = own_recipe(model, recipe)
     if own is None:
         return FrozenRole(model, None, {**said, "pretrained": True, "data": data}, folder)
@@ -230,6 +230,11 @@ def freeze(
         own = shortened(own, epochs)
     alone = own.model_copy(update={"teacher_logits": "live"})  # whoever learns from labels alone has no teacher
     return FrozenRole(model, own, {**said, "train": recipe_content(alone), "seed": model.seed, "data": data}, folder)
+
+
+def file_sha(path: Path) -> str | None:
+    """sha256 of a file's bytes; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def recipe_content(recipe: Recipe, shares: Iterable[float] = (1.0,)) -> dict[str, Any]:
@@ -247,12 +252,21 @@ def recipe_content(recipe: Recipe, shares: Iterable[float] = (1.0,)) -> dict[str
 
 def _learner(model: Model, frozen: Mapping[str, FrozenRole], folder: Path) -> dict[str, Any]:
     """Content of a role that learns: what it starts from is part of it."""
-    start = {} if model.init is None else {"from": dict(frozen[model.init].content)}
+    start: dict[str, Any] = {} if model.init is None else {"from": dict(frozen[model.init].content)}
+    if model.initial is not None:
+        start = {"init": file_sha(folder / model.initial)}
     return model_content(model, folder) | start
 
 
 def _derived(model: Model, source: FrozenRole, folder: Path) -> FrozenRole:
     return FrozenRole(model, None, model_content(model, folder) | {"from": dict(source.content)}, folder, source)
+
+
+def derived(model: Model, role: str) -> Model:
+    """What starts from that role and has its network, as a pair would declare it: `{from: ROLE}`."""
+    return Model.model_validate(
+        {"model": model.model, "options": model.options, "input_size": model.input_size, "from": role}
+    )
 
 
 def own_recipe(model: Model, recipe: Recipe) -> Recipe | None:

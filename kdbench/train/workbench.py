@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from kdbench import data
 from kdbench.data import DataSet
 from kdbench.data.batches import Source
+from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.method import Refusal
-from kdbench.models import size
+from kdbench.models import size, weights
 from kdbench.models.make import network
 from kdbench.models.mamba import scan
 from kdbench.result import Cost, Exit, Prefix, Result, Teacher
@@ -104,12 +105,20 @@ class Workbench:
             return dataclasses.replace(base, status="diverged", reason=str(error))
 
     def build(self, job: Job, role: str, frozen: Mapping[str, Frozen] = MappingProxyType({})) -> nn.Module:
-        """A learner with the initial weights of (seed, role), the same for every method, or of a frozen role."""
+        """A learner with the initial weights of (seed, role), the same for every method, of a frozen role, or a file.
+
+        Raises:
+            UserError: that file holds no weights of this network, or some that are not finite.
+        """
         spec = job.roles[role]
         with seeded(job.seed, "init", role):
             made = network(spec, self.data, job.folder).to(self.device)
         if spec.init is not None and spec.init in frozen:
             teachers.start(made, spec, frozen[spec.init].model, self.data)
+        if spec.initial is not None and frozen:  # without them it is an empty network for weights that follow
+            weights.load(made, job.folder / spec.initial)
+            if wrong := evaluate.not_finite(made, {}):
+                raise UserError(f"{job.folder / spec.initial}: a {role} cannot start from it: {wrong}")
         return made
 
     def _train(self, job: Job, frozen: dict[str, Frozen]) -> Trained:

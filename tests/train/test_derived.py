@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from training import states
+from training import assert_same, states
 
+from kdbench import models
 from kdbench.board.heading import heading
 from kdbench.data import load as load_data
 from kdbench.errors import UserError
 from kdbench.method import Prepared, Rates
 from kdbench.methods.none import NoTeacher
 from kdbench.models import layers
+from kdbench.streams import seeded
 from kdbench.suite.job import expand
 from kdbench.suite.load import load
 from kdbench.train.workbench import Workbench
@@ -168,3 +171,106 @@ def test_layers_that_do_not_fit_are_refused_when_the_network_is_made(made) -> No
     (other,) = expand(load(job.folder / "s.yaml"), bench.data.fingerprint)
     with pytest.raises(UserError, match="teacher mlp has no layer 7"):
         bench.build(other, "student")
+
+
+def test_a_method_may_start_a_copy_from_the_trained_teacher(tmp_path: Path) -> None:
+    text = SUITE.replace("{from: teacher, layers: [0, 2]}", "{model: mlp, options: {hidden: [16, 16]}}")
+    declared = suite(tmp_path, text.replace("  kd:", "  okd:"))
+    data = load_data(declared.file.data, tmp_path)
+    (job,) = expand(declared, data.fingerprint)
+    assert job.roles["tutor"].init == "teacher"
+    assert job.content["roles"]["tutor"]["from"] == job.content["roles"]["teacher"]
+    bench = Workbench(data, torch.device("cpu"), tmp_path / "runs")
+    frozen = {role: bench.teacher(spec) for role, spec in job.frozen.items()}
+    tutor = bench.build(job, "tutor", frozen)
+    for name, value in frozen["teacher"].model.state_dict().items():
+        assert torch.equal(tutor.state_dict()[name], value)
+    assert bench.perform(job).status == "ok"
+
+
+def test_a_copy_cannot_start_from_a_file_of_answers(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"")
+    text = SUITE.replace("{from: teacher, layers: [0, 2]}", "{model: mlp, options: {hidden: [16, 16]}}")
+    line = next(line for line in text.splitlines() if line.strip().startswith("teacher:"))
+    text = text.replace(line, "    teacher: {answers: a.npz}").replace("  kd:", "  okd:")
+    with pytest.raises(UserError, match="starts a tutor from 'teacher', which is a file of answers and has no weights"):
+        suite(tmp_path, text)
+
+
+# weights in a file ---------------------------------------------------------------------------------------------------
+SAMPLED = SUITE.replace(
+    "{from: teacher, layers: [0, 2]}", "{model: mlp, options: {hidden: [16, 16]}, init: drawn.safetensors}"
+).replace("  kd:", "  none:\n  kd:\n  born_again:")
+
+
+def drawn(folder: Path, seed: int, hidden: list[int]) -> None:
+    """A network's weights, as a generator of weights would leave them."""
+    with seeded(seed, "drawn"):
+        net = models.build("mlp", {"hidden": hidden}, classes=10, channels=1, size=8)
+    save_file(net.state_dict(), folder / "drawn.safetensors")
+
+
+def test_a_student_starts_from_the_weights_in_a_file_and_its_copies_do_not(tmp_path: Path) -> None:
+    drawn(tmp_path, 1, [16, 16])
+    declared = suite(tmp_path, SAMPLED)
+    data = load_data(declared.file.data, tmp_path)
+    jobs = {job.label: job for job in expand(declared, data.fingerprint)}
+    bench = Workbench(data, torch.device("cpu"), tmp_path / "runs")
+    frozen = {role: bench.teacher(spec) for role, spec in jobs["kd"].frozen.items()}
+    expected = load_file(tmp_path / "drawn.safetensors")
+    for label in ("none", "kd", "born_again"):
+        assert_same(dict(sorted(states(bench.build(jobs[label], "student", frozen)).items())), expected)
+    other = states(bench.build(jobs["born_again"], "generation0", frozen))
+    assert not torch.equal(other["layers.0.0.weight"], expected["layers.0.0.weight"])
+    result = bench.perform(jobs["kd"])
+    assert (result.status, result.reason) == ("ok", "")
+    assert "from the weights in drawn.safetensors" in heading(declared).roles["p"]["student"]
+
+
+def test_what_is_in_the_file_is_part_of_the_job_and_its_name_is_not(tmp_path: Path) -> None:
+    def key(text: str, label: str = "kd") -> str:
+        return {job.label: job.key for job in expand(suite(tmp_path, text), "f")}[label]
+
+    drawn(tmp_path, 1, [16, 16])
+    first = key(SAMPLED)
+    (tmp_path / "drawn.safetensors").rename(tmp_path / "other.safetensors")
+    assert key(SAMPLED.replace("drawn", "other")) == first
+    drawn(tmp_path, 2, [16, 16])
+    assert key(SAMPLED) != first
+    assert key(SAMPLED.replace(", init: drawn.safetensors", "")) not in (first, key(SAMPLED))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "sentence"),
+    [([16, 8], "these are not the weights of this Mlp .of another shape: .*"), (None, "weight .* is not finite")],
+)
+def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path, hidden: list[int] | None, sentence: str) -> None:
+    drawn(tmp_path, 1, hidden or [16, 16])
+    if hidden is None:
+        kept = load_file(tmp_path / "drawn.safetensors")
+        spoilt = {name: torch.full_like(value, torch.nan) for name, value in kept.items()}
+        save_file(spoilt, tmp_path / "drawn.safetensors")
+    declared = suite(tmp_path, SAMPLED)
+    data = load_data(declared.file.data, tmp_path)
+    job = next(job for job in expand(declared, data.fingerprint) if job.label == "kd")
+    with pytest.raises(UserError, match=f"drawn.safetensors: .*{sentence}"):
+        Workbench(data, torch.device("cpu"), tmp_path / "runs").perform(job)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("", ""), r"s.yaml:\d+:\d+.*no such file: drawn.safetensors \(looked for beside the suite file\)"),
+        (("init: drawn", "from: teacher, init: drawn"), "student has the network of the role that it starts from"),
+        (("hidden: [16, 16]}, init", "hidden: [16, 16]}, weights: w.pt, init"), "choose where its weights come from"),
+        (
+            ("train: {epochs: 2}", "init: drawn.safetensors"),
+            "is where a role starts to learn, and a method",
+        ),
+    ],
+)
+def test_an_impossible_start_is_a_sentence(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
+    if change[0]:
+        drawn(tmp_path, 1, [16, 16])
+    with pytest.raises(UserError, match=sentence):
+        suite(tmp_path, SAMPLED.replace(*change) if change[0] else SAMPLED)
