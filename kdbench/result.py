@@ -96,6 +96,7 @@ class Cost:
     trials: Count = 0  # of tuning that led to the knobs
     cpu_seconds: Amount = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
     queries: Count | None = None  # examples about which frozen roles were asked, where the method chooses them
+    batch: Count = 0  # examples in a batch, where there are fewer than `batch_size` asks for; else 0
     zeros: Count = 0  # numbers that are 0 in the deployed student's matrices and convolutions
     # Of `train_seconds`: forward passes of frozen teachers whose stored answers were looked up instead. Nobody spent
     # them; they are counted so that a row costs the same whoever came first.

@@ -209,6 +209,7 @@ class Workbench:
             latency_ms_batch256=self._latency(trained.answer, 256),
             epochs=trained.epochs,
             trials=job.trials,
+            batch=examples if (examples := len(self.data.train.labels)) < job.recipe.batch_size else 0,
             queries=trained.queries,
             zeros=size.zeros(trained.answer),
         )

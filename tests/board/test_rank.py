@@ -180,6 +180,14 @@ def test_other_conditions_raise_the_alarm(change: dict[str, Any], what: str) -> 
     assert what in alarms[0]
 
 
+def test_a_batch_that_is_smaller_than_asked_for_is_said() -> None:
+    given = [dataclasses.replace(r, cost=dataclasses.replace(r.cost, batch=239)) for r in records("p", PAIR) if r.cost]
+    assert len(given) == len(records("p", PAIR))
+    (warning,) = rank(heading({"p": list(PAIR)}), given).tables[0].warnings
+    assert warning.startswith("Batches are of 239 images, all there are")
+    assert not rank(heading({"p": list(PAIR)}), records("p", PAIR)).tables[0].warnings
+
+
 def test_two_scan_backends_in_one_pair_raise_the_alarm_and_networks_without_a_scan_do_not() -> None:
     plain, *others = records("p", PAIR)
     native = [dataclasses.replace(r, provenance={**r.provenance, "scan": "native"}) for r in others]
