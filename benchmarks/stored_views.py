@@ -56,7 +56,7 @@ methods: {none: , kd: , dkd: , dist: , ls: , nkd: }
 seeds: [0, 1]
 """,
 }
-PAIRS = (("resnet56", "resnet20"), ("resnet20", "resnet8"))
+PAIRS = (("resnet20", "resnet8"), ("resnet56", "resnet20"))
 BATCH = 128
 
 
