@@ -2,7 +2,7 @@
 
 N. Gupta, P. Zhang, R. Kannan, V. Prasanna. HPEC 2023.
 
-    c(x) = cluster of x, k-means on the teacher's logits
+    c(x) = cluster of x: k-means on the teacher's logits, or on its pooled features; or a group of classes
     expert i <- labels of the examples with c = i            L = CE over these
     student  <- for each example the expert of its cluster   L = w_ce CE + w_kd T^2 mean_b KL(p_expert_c(x) || p_s)
 
@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import soft_kl, supervised
-from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, Survey, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,19 @@ def k_means(rows_NC: Tensor, clusters: int) -> Tensor:
 
     found = KMeans(clusters, n_init=11, random_state=0).fit_predict(rows_NC.double().cpu().numpy())
     return torch.as_tensor(found, dtype=torch.int64)
+
+
+def pooled(model: Any, x: Tensor) -> Tensor:
+    """What the classifier is given, (B, D)."""
+    seen: list[Tensor] = []
+    layer = model.get_submodule(model.kd_classifier)
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().flatten(1)))
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        hook.remove()
+    return seen[-1]
 
 
 def routed(rows: list[Tensor], cluster_R: Tensor) -> Tensor:
@@ -60,13 +74,32 @@ class Clusters(Method):
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)
     ce_weight: float = knob(0.1, "weight of the cross-entropy with the labels", low=0.0, high=2.0)
     kd_weight: float = knob(0.9, "weight of the distillation term", low=0.0, high=20.0)
+    by: str = knob(
+        "logits",
+        "k-means on the teacher's, or groups of classes",
+        choices=("logits", "features", "classes"),
+        since=2,
+    )
 
     @property
     def experts(self) -> tuple[str, ...]:
         return tuple(f"expert{number + 1}" for number in range(self.clusters))
 
     def needs(self) -> Needs:
-        return Needs(probe=True, categorical=True)
+        """`classes` are in `clusters` groups, in their order."""
+        if self.by == "classes":
+            return Needs(hard_labels=True, categorical=True)
+        if self.by == "logits":
+            return Needs(probe=True, categorical=True)
+        finish = partial(k_means, clusters=self.clusters)
+        return Needs(survey=(Survey(f"cluster{self.clusters}", "teacher", pooled, finish=finish),), categorical=True)
+
+    def _cluster(self, batch: Batch, heads: nn.Module) -> Tensor:
+        if self.by == "classes":
+            return batch.labels * self.clusters // batch.targets.classes
+        if self.by == "features":
+            return batch.surveys[f"cluster{self.clusters}"]
+        return heads.get_buffer("cluster_N")[batch.index_B]
 
     def plan(self, roles: tuple[str, ...]) -> Plan:
         first = Stage(dict.fromkeys(self.experts, ("teacher",)), self.share)
@@ -76,16 +109,18 @@ class Clusters(Method):
     def heads(self, learner: Profile, teachers: Mapping[str, Profile]) -> nn.Module:
         expected = {"teacher"} if learner.role in self.experts else {"teacher", *self.experts}
         rows_NC = teachers["teacher"].rows_NC if "teacher" in teachers else None
-        if set(teachers) != expected or rows_NC is None:
+        if set(teachers) != expected or (rows_NC is None and self.by == "logits"):
             raise Refusal(f"clusters wants the teachers {', '.join(sorted(expected))}, not {', '.join(teachers)}")
-        if len(rows_NC) < self.clusters:
-            raise Refusal(f"{len(rows_NC)} training examples cannot form {self.clusters} clusters")
+        known, what = (learner.classes, "classes") if self.by == "classes" else (learner.examples, "training examples")
+        if known < self.clusters:
+            raise Refusal(f"{known} {what} cannot form {self.clusters} clusters")
         heads = nn.Module()
-        heads.register_buffer("cluster_N", k_means(rows_NC, self.clusters))
+        if rows_NC is not None and self.by == "logits":
+            heads.register_buffer("cluster_N", k_means(rows_NC, self.clusters))
         return heads
 
     def loss(self, learner: Out, teachers: Mapping[str, Out], batch: Batch, heads: nn.Module) -> dict[str, Tensor]:
-        cluster_B = heads.get_buffer("cluster_N")[batch.index_B]
+        cluster_B = self._cluster(batch, heads)
         if learner.role in self.experts:
             own_B = (cluster_B == self.experts.index(learner.role)).to(learner.rows.dtype)
             return {"ce": supervised(learner, replace(batch, targets=replace(batch.targets, weight=own_B)))}

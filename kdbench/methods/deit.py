@@ -25,7 +25,6 @@ from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn
 from kdbench.losses import cross_entropy, full_precision, mean_of, soft_kl, supervised, wide
 from kdbench.method import Method, Needs, Paper, Refusal, knob
-from kdbench.methods._distillation_token import Append, Beside, TwoHeads
 from kdbench.targets import Targets
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ class DeiT(Method):
         return Needs(learner=("pooled",), categorical=True)
 
     def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> nn.Module:
+        from kdbench.methods._distillation_token import Append, Beside, TwoHeads
+
         net: Any = model
         token, head = getattr(net, "cls_token", None), getattr(net, "head", None)
         whole = isinstance(getattr(net, "blocks", None), nn.Sequential) and hasattr(net, "norm")

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.losses import mean_of, soft_kl, supervised
 from kdbench.method import Method, Needs, Paper, Plan, Prepared, Rates, Stage, knob
-from kdbench.methods._adapters import adapted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,6 +57,8 @@ class OKD(Method):
         return Plan((taught,), copies={TUTOR: "teacher"}, started=(TUTOR,))
 
     def prepare(self, model: nn.Module, role: str, teachers: Mapping[str, nn.Module]) -> Prepared:
+        from kdbench.methods._adapters import adapted
+
         if role != TUTOR:
             return Prepared(model)
         return Prepared(adapted(model, self.rank, self.scale), {"*": Rates(lr=self.adapter_lr, decay=0.0)})

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_nets import CLASSES, EXAMPLES, Net, Problem, batch, maps, profile
+from small_nets import CLASSES, EXAMPLES, Net, Problem, batch, maps, profile, seeded
 from torch import nn
+from training import digits, task
 
 from kdbench.batch import Out
 from kdbench.losses import cross_entropy, soft_kl
@@ -23,6 +24,7 @@ from kdbench.methods.oem import ensemble as mean_answer
 from kdbench.methods.ofa import answer
 from kdbench.methods.one import ONE, ensemble, fresh, ramp
 from kdbench.targets import Targets
+from kdbench.train.engine import Engine
 
 MADE = torch.Generator().manual_seed(0)
 ROWS = [3 * torch.randn(6, 5, generator=MADE, dtype=torch.float64) for _ in range(3)]
@@ -313,6 +315,25 @@ def test_more_clusters_than_examples_are_refused() -> None:
     teacher = dataclasses.replace(profile(maps(), "teacher", ()), rows_NC=torch.zeros(2, CLASSES))
     lone = {"teacher": teacher}
     with pytest.raises(Refusal, match="2 training examples cannot form 3 clusters"):
-        Clusters(clusters=3).heads(profile(maps(), "expert1", ()), lone)
+        Clusters(clusters=3).heads(profile(maps(), "expert1", (), examples=2), lone)
+    with pytest.raises(Refusal, match="5 classes cannot form 6 clusters"):
+        Clusters(clusters=6, by="classes").heads(profile(maps(), "expert1", ()), lone)
     with pytest.raises(Refusal, match="wants the teachers expert1, teacher, not teacher"):
         Clusters(clusters=1).heads(profile(maps(), "student", ()), lone)
+
+
+def test_clusters_of_features_are_a_survey_and_those_of_classes_are_groups() -> None:
+    (asked,) = Clusters(clusters=3, by="features").needs().survey
+    net, x = seeded(maps).eval(), torch.randn(30, 3, 8, 8, generator=MADE)
+    features = asked.make(net, x)
+    torch.testing.assert_close(net.fc(features), net(x))
+    assert torch.equal(asked.finish(features), k_means(features, 3))
+    given = Problem(Clusters(clusters=2, by="classes")).batch()
+    found = Clusters(clusters=2, by="classes")._cluster(given, nn.Module())
+    assert found.tolist() == [int(label) * 2 // CLASSES for label in given.labels]
+
+
+@pytest.mark.parametrize("by", ["logits", "features", "classes"])
+def test_experts_and_student_learn_with_any_clusters(by: str) -> None:
+    trained = Engine(task(Clusters(clusters=2, by=by), digits())).train()
+    assert {"val/expert1/top1", "val/expert2/top1", "val/top1"} <= trained.curves.keys()
