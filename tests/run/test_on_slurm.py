@@ -135,21 +135,25 @@ def test_slurm_itself(tmp_path: Path) -> None:
         subprocess.run(["sinfo"], check=True, capture_output=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         pytest.skip("no Slurm here")
-    (tmp_path / "s.yaml").write_text(LITTLE.replace("epochs: 2,", "epochs: 400,"))
+    (tmp_path / "s.yaml").write_text(LITTLE.replace("epochs: 2,", "epochs: 150,"))
     command = [sys.executable, "-m", "kdbench", "run", "s.yaml", "--only", "p/kd"]
     there = subprocess.Popen([*command, "--executor", "slurm", "--slurm", "time=60"], cwd=tmp_path)
-    requeued = False
+    told_to_go: set[str] = set()
     while there.poll() is None:
-        if (
-            not requeued
-            and list((tmp_path / "runs" / "leases").glob("*"))
-            and (tmp_path / "runs" / "teachers").exists()
-        ):
-            for path in (tmp_path / "runs" / "slurm").glob("*_0_log.out"):
-                number = path.name.removesuffix("_0_log.out")
-                requeued |= subprocess.run(["scancel", "--signal=USR2", number], check=False).returncode == 0
-        time.sleep(1)
+        if list((tmp_path / "runs" / "teachers").glob("*/record.json")):  # students train
+            for path in set((tmp_path / "runs" / "checkpoints").glob("[!.]*.pt")) - {Path(name) for name in told_to_go}:
+                running = subprocess.run(
+                    ["squeue", "--noheader", "--array", "--me", "--states=R", "--format=%i"],
+                    check=True, capture_output=True, text=True,
+                ).stdout.split()  # fmt: skip
+                for number in running:
+                    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+                told_to_go.add(str(path))
+        time.sleep(0.2)
     assert there.returncode == 0
     here = subprocess.run([*command, "--results", "here", "--runs", "h", "--workers", "0"], cwd=tmp_path, check=False)
     assert here.returncode == 0
+    logs = [path.read_text() for path in (tmp_path / "runs" / "logs").glob("*.txt") if "p/kd" in path.read_text()]
+    assert any(log.count(" on cpu") > 1 for log in logs)  # begun again
+    assert {log.count(" epoch 1/") for log in logs} == {1}  # and continued
     assert told(tmp_path / "leaderboard") == told(tmp_path / "here")
