@@ -34,6 +34,7 @@ from kdbench.train.recipe import autocast, precision_on
 from kdbench.train.state import Training
 
 BATCH = 128
+PAIR = ("resnet20", "resnet20")
 
 
 def data(device: torch.device, steps: int) -> DataSet:
@@ -49,10 +50,12 @@ def data(device: torch.device, steps: int) -> DataSet:
     return DataSet("random", Classification(10), Signature.of((3, 32, 32)), train, val, test, "", "")
 
 
-def bare(kind: str, device: torch.device, loaded: DataSet, steps: int) -> float:
+def bare(
+    kind: str, device: torch.device, loaded: DataSet, steps: int, pair: tuple[str, str] = PAIR, precision: str = "auto"
+) -> float:
     """Seconds of `steps` optimiser steps as one would write them by hand, with crop and flip."""
-    precision = precision_on("auto", device)
-    student, teacher = network("resnet20", device), network("resnet20", device).eval()
+    precision = precision_on(precision, device)
+    student, teacher = network(pair[1], device), network(pair[0], device).eval()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     images, labels = loaded.train.images, loaded.train.labels
     start = time.perf_counter()
@@ -87,12 +90,15 @@ def network(name: str, device: torch.device) -> torch.nn.Module:
     return models.build(name, {}, classes=10, channels=3, size=32).to(device, memory_format=torch.channels_last)
 
 
-def engine(kind: str, device: torch.device, loaded: DataSet, steps: int) -> float:
+def engine(
+    kind: str, device: torch.device, loaded: DataSet, steps: int, pair: tuple[str, str] = PAIR, precision: str = "auto"
+) -> float:
     """Seconds of the engine's training steps, order and augmentation included."""
     method = KD() if kind == "kd" else NoTeacher()
     plan = method.plan(("teacher", "student"))
-    roles = {role: network("resnet20", device) for role in plan.roles}
-    recipe = Recipe(epochs=1, batch_size=BATCH, augment=Augment(crop=4, flip=True))
+    roles = {role: network(name, device) for role, name in zip(("teacher", "student"), pair, strict=True)}
+    roles = {role: model for role, model in roles.items() if role in plan.roles}
+    recipe = Recipe(epochs=1, batch_size=BATCH, augment=Augment(crop=4, flip=True), precision=precision)
     return Engine(Training(method, plan, roles, loaded, recipe, 0)).train().seconds
 
 

@@ -2,6 +2,7 @@
 
     uv sync --extra mamba && uv run python benchmarks/scan_speed.py
     uv run python benchmarks/scan_speed.py --batch 128 --channels 256 --length 196 --skip-reference
+    uv run python benchmarks/scan_speed.py --device cuda   # mamba_ssm's kernels, where they are compiled
 
 The contenders take turns, a few rounds in one process; each ratio is the median over the rounds, so that a drift of
 the machine's speed cancels. Times are CPU seconds of one thread (see `--threads`), which other work on the machine
@@ -32,14 +33,14 @@ CPU = torch.device("cpu")
 HOW = ("returned", "kept")  # what becomes of freed pages
 
 
-def inputs(batch: int, channels: int, length: int, states: int) -> list[Tensor]:
+def inputs(batch: int, channels: int, length: int, states: int, device: torch.device = CPU) -> list[Tensor]:
     """u, delta, A, B, C, D, z, delta_bias as a freshly initialised block gives them."""
     torch.manual_seed(0)
     u, delta, z = (torch.randn(batch, channels, length) for _ in range(3))
     B, C = (torch.randn(batch, states, length) for _ in range(2))
     A = -torch.arange(1.0, states + 1).repeat(channels, 1)
     made = [u, delta * 0.1, A, B, C, torch.ones(channels), z, torch.full((channels,), -4.0)]
-    return [x.requires_grad_() for x in made]
+    return [x.to(device).requires_grad_() for x in made]
 
 
 def contender(name: str) -> Callable[..., Tensor]:
@@ -54,20 +55,27 @@ def contender(name: str) -> Callable[..., Tensor]:
 def once(run: Callable[..., Tensor], tensors: list[Tensor]) -> float:
     for x in tensors:
         x.grad = None
-    start = time.process_time()
+    if tensors[0].device.type == "cpu":
+        start = time.process_time()
+        run(*tensors).sum().backward()
+        return time.process_time() - start
+    begin, end = torch.Event(tensors[0].device, enable_timing=True), torch.Event(tensors[0].device, enable_timing=True)
+    begin.record()
     run(*tensors).sum().backward()
-    return time.process_time() - start
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
-def peak(name: str, shape: tuple[int, ...]) -> float:
+def peak(name: str, shape: tuple[int, ...], device: torch.device) -> float:
     """MiB that one forward and backward pass needs on top of its inputs and the imported libraries."""
     run = contender(name)
-    once(run, inputs(1, 4, 2, shape[3]))  # what is loaded on first use
-    tensors = inputs(*shape)
-    memory.reset_peak(CPU)
-    before = memory.peak_mb(CPU)
+    once(run, inputs(1, 4, 2, shape[3], device))  # what is loaded on first use
+    tensors = inputs(*shape, device)
+    memory.reset_peak(device)
+    before = memory.peak_mb(device)
     once(run, tensors)
-    return memory.peak_mb(CPU) - before
+    return memory.peak_mb(device) - before
 
 
 def in_a_process(*arguments: str) -> float:
@@ -97,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {"batch": 128, "channels": 128, "length": 64, "states": 16, "rounds": 3, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--skip-reference", action="store_true", help="it is slow, and quadratic in the length")
     parser.add_argument("--allocator", action="store_true")
     parser.add_argument("--backend", default="auto", help="of the whole model")
@@ -104,9 +113,9 @@ def main() -> None:
     parser.add_argument("--step", choices=HOW, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    shape = (given.batch, given.channels, given.length, given.states)
+    shape, device = (given.batch, given.channels, given.length, given.states), torch.device(given.device)
     if given.peak:
-        print(json.dumps(peak(given.peak, shape)))
+        print(json.dumps(peak(given.peak, shape, device)))
     elif given.step:
         print(json.dumps(step_seconds(given.step == "kept", given.backend)))
     elif given.allocator:
@@ -117,14 +126,18 @@ def main() -> None:
             f"(min {min(ratios):.2f}, max {max(ratios):.2f}, n={len(ratios)})"
         )
     else:
-        compare(shape, given.rounds, given.skip_reference)
+        compare(shape, given.rounds, given.skip_reference, device)
 
 
-def compare(shape: tuple[int, ...], rounds: int, skip_reference: bool) -> None:
-    names = [*([] if skip_reference else ["reference"]), "torch", *([] if scan.scan_native.problem() else ["native"])]
+def compare(shape: tuple[int, ...], rounds: int, skip_reference: bool, device: torch.device) -> None:
+    ours = {"native": scan.scan_native.problem} if device.type == "cpu" else {"mamba_ssm": scan.kernels_problem}
+    for name, problem in ours.items():
+        if problem():
+            print(f"{name} is not measured: {problem()}")
+    names = [*([] if skip_reference else ["reference"]), "torch", *(n for n, problem in ours.items() if not problem())]
     print(f"batch, channels, length, states: {shape}; threads: {torch.get_num_threads()}; n={rounds}")
     runs = {name: contender(name) for name in names}
-    tensors = inputs(*shape)
+    tensors = inputs(*shape, device)
     for name in names[not skip_reference :]:
         once(runs[name], tensors)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -132,6 +145,7 @@ def compare(shape: tuple[int, ...], rounds: int, skip_reference: bool) -> None:
         for name in names:
             seconds[name].append(once(runs[name], tensors))
     sizes = [f"--{key}={value}" for key, value in zip(("batch", "channels", "length", "states"), shape, strict=True)]
+    sizes.append(f"--device={device}")
     peaks = {name: in_a_process("--peak", name, *sizes) for name in names}
     for name in names:
         print(f"{name:10} {1000 * statistics.median(seconds[name]):8.1f} ms   peak {peaks[name]:6.0f} MiB")

@@ -19,6 +19,7 @@ _PLACES = {  # public name -> module below kdbench that defines it
     "Metric": "tasks",
     "Needs": "method",
     "Out": "batch",
+    "Paper": "method",
     "Plan": "method",
     "Probe": "batch",
     "Profile": "batch",
@@ -44,7 +45,7 @@ _PLACES = {  # public name -> module below kdbench that defines it
 _MODULES = ("losses", "testing")  # public as they are: `kdbench.losses.soft_kl`, `kdbench.testing.MethodContract`
 
 __all__ = [
-    "Batch", "DataSet", "F", "Method", "Metric", "Needs", "Out", "Plan", "Probe", "Profile", "Raw", "Refusal",
+    "Batch", "DataSet", "F", "Method", "Metric", "Needs", "Out", "Paper", "Plan", "Probe", "Profile", "Raw", "Refusal",
     "Review", "Scorer", "Source", "Stage", "Tap", "Targets", "Task", "UserError", "Wrapper", "architecture", "build",
     "knob", "load", "losses", "nn", "refusing_files", "testing", "torch",
 ]  # fmt: skip
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.export.deployed import architecture
     from kdbench.lazy import F, nn, torch
-    from kdbench.method import Method, Needs, Plan, Refusal, Stage, Wrapper, knob
+    from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, Wrapper, knob
     from kdbench.models import build
     from kdbench.models.taps import Tap
     from kdbench.suite.load import load

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from kdbench.lazy import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from kdbench.targets import Targets
@@ -24,9 +25,9 @@ class Batch:
     """One training batch, already on the device.
 
     `x` is opaque to losses: a tensor such as images (B, channels, H, W), or a dict of tensors. `targets` say what is
-    right for each of the `task`'s R rows. `index_B` is the position in the training set. `views` are further
-    augmentations of the same examples, as many as `Needs.views - 1`. `rng` is reseeded every epoch from (seed, stage,
-    epoch) alone; whatever a method draws comes from it.
+    right for each of the `task`'s R rows. `index_B` is the position in the training set, or in what `choose` made.
+    `views` are further augmentations of the same examples, as many as `Needs.views - 1`. `rng` is reseeded every epoch
+    from (seed, stage, epoch) alone; whatever a method draws comes from it.
     """
 
     x: Any
@@ -119,6 +120,42 @@ class Probe:
     epochs: int
     role: str = "student"
     heads: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Mixtures on which a stage is trained: `share` of the `first` example and the rest of the `other`, each (M,)."""
+
+    first_M: Tensor
+    other_M: Tensor
+    share_M: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first_M)
+
+    def __add__(self, more: Chosen) -> Chosen:
+        parts = zip(self.parts, more.parts, strict=True)
+        return Chosen(*(torch.cat([one, other]) for one, other in parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return (self.first_M, self.other_M, self.share_M)
+
+    @classmethod
+    def whole(cls, index_M: Tensor) -> Chosen:
+        """Examples as they are."""
+        return cls(index_M, index_M, torch.ones(len(index_M), device=index_M.device))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What `choose` may look at before a stage. `ask` answers rows (M, C) of a role that has learned before it."""
+
+    stage: int
+    examples: int  # training examples N: `Chosen` counts from 0 to N - 1
+    ask: Callable[[str, Chosen], Tensor]
+    rng: torch.Generator  # seeded from (seed, stage) alone
+    chosen: Chosen | None = None  # for the stage before
 
 
 @dataclass(frozen=True)

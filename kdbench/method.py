@@ -1,4 +1,4 @@
-"""The interface of a method: eight members in four pairs, all with a default but `loss`; and `review`, for records.
+"""The interface of a method: nine members, all with a default but `loss`; and `review`, for records.
 
 A method is a frozen value. Its fields are its knobs; everything that changes while training lives in `nn.Module`s.
 The engine owns the only training loop and names no method. See docs/adr/0001-method-interface.md.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdbench.batch import Batch, Out, Probe, Profile, Review
+from kdbench.batch import Batch, Chosen, Out, Pool, Probe, Profile, Review
 from kdbench.lazy import nn
 
 if TYPE_CHECKING:
@@ -128,6 +128,16 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Paper:
+    """Where a method comes from; `venue` is without the year, `arxiv` the identifier there ("1503.02531")."""
+
+    title: str
+    venue: str
+    year: int
+    arxiv: str = ""
+
+
+@dataclass(frozen=True)
 class Stage:
     """A small directed graph, `{learner: (teachers...)}`, trained for `share` times the recipe's epochs."""
 
@@ -169,6 +179,8 @@ class Method(ABC):
     """Base of all methods. Subclasses are frozen dataclasses in `kdbench/methods/<name>.py`."""
 
     revision: ClassVar[int] = 1  # raise it when the mathematics change: old results then count as stale
+    family: ClassVar[str] = ""  # what it is listed under: "logits", "features", or a word of your own
+    paper: ClassVar[Paper | None] = None  # what it is listed with
     registered: ClassVar[str] = ""  # the name that suites use, set by `plugins`, which also knows it: `plugins.name_of`
 
     # declare ---------------------------------------------------------------------------------------------------------
@@ -193,6 +205,13 @@ class Method(ABC):
         return model
 
     # data ------------------------------------------------------------------------------------------------------------
+    def choose(self, pool: Pool) -> Chosen | None:
+        """What a stage is trained on, in place of the training set: mixtures of its examples. Default: all of it.
+
+        Frozen roles are then asked once about each mixture, unaugmented: those are the queries that a record counts.
+        """
+        return None
+
     def sample(self, probe: Probe) -> Tensor | None:
         """Sampling weights (N,) >= 0 for the next epoch, or None for every example once. Needs `Needs.probe`."""
         return None
@@ -240,6 +259,9 @@ class Wrapper(Method):
     def deploy(self, model: nn.Module, heads: nn.Module) -> nn.Module:
         return self.over.deploy(model, heads)
 
+    def choose(self, pool: Pool) -> Chosen | None:
+        return self.over.choose(pool)
+
     def sample(self, probe: Probe) -> Tensor | None:
         return self.over.sample(probe)
 
@@ -265,7 +287,7 @@ def chain(method: Method) -> list[tuple[str, Method]]:
     return links
 
 
-EXCLUSIVE = ("plan", "sample", "loss")  # a wrapper that replaces one of these leaves no wrapper inside that sets it
+EXCLUSIVE = ("plan", "choose", "sample", "loss")  # one that a wrapper replaces, no wrapper inside of it may set
 
 
 def clashes(method: Method) -> list[str]:

@@ -220,7 +220,8 @@ def declared(package: str) -> dict[str, str]:
     """`NAMES` of every file of kdbench/models or kdbench/data -> its module below that folder; read, not imported."""
     names: dict[str, str] = {}
     for path in sorted((PACKAGE / package).rglob("*.py")):
-        for node in ast.parse(path.read_bytes(), filename=str(path)).body:
+        source = path.read_bytes()
+        for node in ast.parse(source, filename=str(path)).body if b"NAMES" in source else ():
             if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
                 continue
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target

@@ -20,6 +20,7 @@ TOP1 = {"name": "top1", "unit": "%", "better": "up", "digits": 2}  # the headlin
 Status = Literal["ok", "failed", "diverged", "skipped", "pruned"]
 FORMAT = 1
 YOUNG = ("headline",)  # fields that records of before do not have: left out where they say nothing
+YOUNG_COSTS = {"queries": None, "zeros": 0}  # the same of `Cost`, with what says nothing
 
 # Where a metric may lie, by the end of its name `split/metric`; any other is only finite. Sums are rounded.
 ROUNDING = 1e-9
@@ -94,6 +95,16 @@ class Cost:
     epochs: Count  # summed over stages
     trials: Count = 0  # of tuning that led to the knobs
     cpu_seconds: Amount = 0.0  # of the processor, in `train_seconds`; 0 where nobody counted
+    queries: Count | None = None  # examples about which frozen roles were asked, where the method chooses them
+    zeros: Count = 0  # numbers that are 0 in the deployed student's matrices and convolutions
+    # Of `train_seconds`: forward passes of frozen teachers whose stored answers were looked up instead. Nobody spent
+    # them; they are counted so that a row costs the same whoever came first.
+    looked_up_seconds: Amount = 0.0
+
+    @property
+    def spent_seconds(self) -> float:
+        """What the training took here, but for the storing of answers that other jobs use too."""
+        return self.train_seconds - self.looked_up_seconds
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,8 @@ class Result:
     def to_json(self) -> str:
         """Canonical text: sorted keys, non-finite numbers as null, newline at the end."""
         values = {name: value for name, value in asdict(self).items() if name not in YOUNG or value is not None}
+        if self.cost is not None:
+            values["cost"] = {k: v for k, v in values["cost"].items() if (k, v) not in YOUNG_COSTS.items()}
         return json.dumps(_finite(values), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -63,6 +63,20 @@ class Targets:
         one.scatter_(1, values[:, None], 1.0)
         return one if share is None else share.to(dtype).reshape(-1, 1) * one
 
+    def head(self, rows: int) -> Targets:
+        """Of the first rows alone, where `where` is not set."""
+
+        def first(part: Tensor) -> Tensor:
+            return part[:rows] if part.ndim else part
+
+        return replace(
+            self,
+            values=self.values[:rows],
+            share=None if self.share is None else first(self.share),
+            others=tuple((values[:rows], first(share)) for values, share in self.others),
+            weight=None if self.weight is None else self.weight[:rows],
+        )
+
     def smoothed(self, epsilon: float) -> Targets:
         """Mixed with the uniform distribution: (1 - epsilon) y + epsilon / C, over what was smoothed before."""
         return replace(self, smoothing=1 - (1 - self.smoothing) * (1 - epsilon) if self.smoothing else epsilon)

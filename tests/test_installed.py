@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdbench import data, plugins
-from kdbench.cli import listing
+from kdbench.cli import listing, zoo
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.models import build
@@ -223,7 +223,7 @@ def test_a_missing_module_is_a_sentence(tmp_path: Path, install: Install) -> Non
     expected = "model 'tiny' of package nets cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"
     assert str(caught.value) == expected
     install("nets", {}, methods={"lost": "nowhere:Lost"})
-    assert [row["about"] for row in listing.methods() if row["method"] == "lost"] == [
+    assert [row["about"] for row in zoo.rows() if row["method"] == "lost"] == [
         expected.replace("model 'tiny'", "method 'lost'")
     ]
 

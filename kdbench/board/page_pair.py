@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kdbench.board.page_prefixes import sections
 from kdbench.board.rows import BETTER, COSTLIER, HEADLINE, Across, Heading, Row, Table, TeacherRow
-from kdbench.board.statistics import FEWEST_SETTINGS, smallest_claim
+from kdbench.board.statistics import FEWEST_SETTINGS, draws, smallest_claim
 from kdbench.board.text import BLANK, amount, count, gain, grid, number, percent, plain, prose, scored, seeds
 from kdbench.tasks import Metric
 
@@ -40,7 +40,19 @@ def _in(metric: Metric) -> str:
     return f" in{metric.points}" if metric.points else ""
 
 
-def _details_legend(heading: Heading) -> str:
+RARE: dict[str, tuple[str, Callable[[Row], str]]] = {  # columns that a table has where any of its rows says something
+    "zeros": (
+        "share of the deployed student's parameters that are 0; they are counted in params and MACs all the same",
+        lambda row: percent(row.sparsity) if row.sparsity and row.sparsity >= 0.005 else BLANK,
+    ),
+    "queries": (
+        "different examples about which the teacher was asked; where blank, it answered on every batch",
+        lambda row: BLANK if row.queries is None else f"{row.queries:,}",
+    ),
+}
+
+
+def _details_legend(heading: Heading, table: Table) -> str:
     about = {metric: metric.direction if metric.about is None else metric.about for metric in heading.further}
     return (
         "".join(f"**{metric.named}**: {text}. " for metric, text in about.items() if text)
@@ -49,6 +61,7 @@ def _details_legend(heading: Heading) -> str:
         f"training seconds relative to {heading.floor} on the same device (on a CPU the processor's, where counted), "
         "without the teacher's own training; **memory**: peak while training, on a CPU of the whole process (both "
         "median over seeds)."
+        + "".join(f" **{t}**: {text}." for t, (text, shown) in RARE.items() if any(shown(row) for row in table.rows))
     )
 
 
@@ -67,7 +80,12 @@ def pair(heading: Heading, table: Table, level: str = "##", further: Sequence[st
     unranked = [row for row in table.rows if not row.ranked]
     if troubles := [f"- `{row.label}`, {text}" for row in unranked for text in _troubles(row)]:
         parts += ["Unranked:", "\n".join(troubles)]
-    parts += [*further, _details(heading, table), f"<sub>{_details_legend(heading)}</sub>", _every_seed(heading, table)]
+    parts += [
+        *further,
+        _details(heading, table),
+        f"<sub>{_details_legend(heading, table)}</sub>",
+        _every_seed(heading, table),
+    ]
     return parts + sections(heading, table, f"{level}#")
 
 
@@ -137,17 +155,20 @@ def _spent(heading: Heading, pair: str, label: str) -> list[str]:
 def _details(heading: Heading, table: Table) -> str:
     further = heading.further
     titles = [metric.heading for metric in further]
-    columns = ["method", *titles, "params", "MACs", "trained", "time", "memory"]
+    rare = [title for title, (_, shown) in RARE.items() if any(shown(row) for row in table.rows)]
+    columns = ["method", *titles, "params", "MACs", "trained", "time", "memory", *rare]
     lines = []
     if teacher := table.teacher:
         known = [scored(metric, teacher.scores.get(f"test/{metric.name}")) for metric in further]
-        lines.append(["**teacher**", *known, amount(teacher.parameters), amount(teacher.macs), *[BLANK] * 3])
+        lines.append(
+            ["**teacher**", *known, amount(teacher.parameters), amount(teacher.macs), *[BLANK] * (3 + len(rare))]
+        )
     for row in table.rows:
         known = [scored(metric, row.metrics.get(metric.name)) for metric in further]
         size = [amount(value) for value in (row.parameters, row.macs, row.trained_parameters)]
         time = f"{row.relative_time:.2f}×" if row.relative_time is not None else BLANK
         memory = f"{row.memory_mb:,.0f} MiB" if row.memory_mb is not None else BLANK
-        lines.append([_name(heading, row), *known, *size, time, memory])
+        lines.append([_name(heading, row), *known, *size, time, memory, *(RARE[title][1](row) for title in rare)])
     return grid(columns, lines, "l" + "r" * (len(columns) - 1))
 
 
@@ -178,11 +199,13 @@ def overall(heading: Heading, across: Across, level: str = "##") -> list[str]:
         )
         p = BLANK if row.label == heading.reference else "too few settings" if few else number(row.p_holm)
         lines.append([f"`{row.label}`", f"{row.mean_rank:.2f}", *middle, p])
+    many = draws(len(across.settings) * len(heading.seeds))
+    drawn = "a million" if many == 1_000_000 else f"{many:,}"
     legend = (
         f"<sub>Over {count(len(across.settings), 'setting')} ({', '.join(across.settings)}). **mean rank**: 1 is best, "
         f"among the methods listed. **IQM gain**: interquartile mean of the gains over {heading.floor}, with a 95% "
-        "bootstrap interval that resamples seeds within each setting (all resamples where they are few, else a "
-        f"million). **p against {heading.reference}**: Wilcoxon signed-rank over settings, Holm-corrected; not printed "
+        "bootstrap interval that resamples seeds within each setting (all resamples where they are few, else "
+        f"{drawn}). **p against {heading.reference}**: Wilcoxon signed-rank over settings, Holm-corrected; not printed "
         f"below {FEWEST_SETTINGS} settings.</sub>"
     )
     columns = ["method", "mean rank", "IQM gain", "interval", f"p against {heading.reference}"]

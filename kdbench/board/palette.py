@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ def palette(labels: Iterable[str], floor: str, reference: str) -> dict[str, str]
     return chosen | {label: _hue(i) for i, label in enumerate(others)}
 
 
+@functools.cache
 def _hue(i: int) -> str:
     turn, place = divmod(i, len(HUES))
     red, green, blue = (part * DARKER**turn for part in to_rgb(HUES[place]))

@@ -73,7 +73,9 @@ def rank(heading: Heading, results: Iterable[Result]) -> Board:
 
 def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
     labels = [label for cell, label in heading.cells if cell == pair]
-    of = {label: {r.seed: r for r in results if r.method == label} for label in labels}
+    of: dict[str, dict[int, Result]] = {label: {} for label in labels}
+    for result in results:
+        of[result.method][result.seed] = result
     alarms = _alarms(heading, pair, results)
     teacher = _teacher(heading, pair, results)
     plain = {label: _row(heading, pair, label, of[label], bool(alarms)) for label in labels}
@@ -86,7 +88,7 @@ def _table(heading: Heading, pair: str, results: Sequence[Result]) -> Table:
     )
     means = [round(row.score.mean, 9) for row in ranked if row.score]
     placed = [replace(row, place=means.index(mean) + 1) for row, mean in zip(ranked, means, strict=True)]
-    recipes = _distinct(json.dumps(r.job["recipe"], sort_keys=True) for r in results if "recipe" in r.job)
+    recipes = _distinct(_recipe(r) for r in results)
     unranked = [row for row in plain.values() if row.why_unranked]
     costly, partial = ([r for r in unranked if (r.why_unranked == r.costlier) is own] for own in (True, False))
     rows = (*_claimed(placed, len(heading.seeds)), *costly, *partial)
@@ -162,7 +164,7 @@ def _alarms(heading: Heading, pair: str, results: Sequence[Result]) -> tuple[str
         "data": _by(results, lambda r: r.job.get("data", {}).get("fingerprint")),
         "train/validation splits": _by(results, lambda r: r.provenance.get("split")),
         "scan backends": _by(results, lambda r: r.provenance.get("scan")),
-        "recipes": _by(results, lambda r: json.dumps(r.job["recipe"], sort_keys=True) if "recipe" in r.job else None),
+        "recipes": _by(results, _recipe),
     }
     if heading.tunings:  # a recipe may be among what was tuned; the budget may not differ
         del conditions["recipes"]
@@ -173,6 +175,10 @@ def _alarms(heading: Heading, pair: str, results: Sequence[Result]) -> tuple[str
             sides = (labels if what == "recipes" else f"{value}: {labels}" for value, labels in groups.items())
             alarms.append(f"{len(groups)} different {what} in one pair ({'; '.join(sides)})")
     return tuple(alarms)
+
+
+def _recipe(result: Result) -> str | None:
+    return json.dumps(result.job["recipe"], sort_keys=True) if "recipe" in result.job else None
 
 
 def _by(results: Sequence[Result], of: Callable[[Result], Any]) -> dict[str, str]:
@@ -253,6 +259,8 @@ def _row(heading: Heading, pair: str, label: str, results: Mapping[int, Result],
         metrics=_means([result.scores for result in done.values()]),
         parameters=costs[0].parameters if costs else None,
         macs=costs[0].macs if costs else None,
+        queries=costs[0].queries if costs else None,
+        sparsity=sum(cost.zeros / max(cost.parameters, 1) for cost in costs) / len(costs) if costs else None,
         trained_parameters=costs[0].learner_parameters + costs[0].head_parameters if costs else None,
         memory_mb=median(cost.peak_memory_mb for cost in costs) if costs else None,
         reported=heading.reported.get((pair, label)),

@@ -138,6 +138,8 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)  # means over seeds of test/*, without the prefix
     parameters: int | None = None
     macs: int | None = None
+    queries: int | None = None  # questions to frozen roles, where the method counts them
+    sparsity: float | None = None  # share of the deployed student's numbers that are 0, mean over seeds
     trained_parameters: int | None = None  # of all learners and heads, while they train
     memory_mb: float | None = None  # peak of a training, median over seeds
     relative_time: float | None = None  # of training, relative to the floor on the same device

@@ -7,12 +7,12 @@ each seed.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t, as in scipy.stats, which takes a second to import
@@ -20,9 +20,12 @@ from scipy.special import stdtr, stdtrit  # Student's t, as in scipy.stats, whic
 LEVEL = 0.95
 ALPHA = 0.05
 FEWEST_SETTINGS = 6  # below this, even six wins out of six could not reach a two-sided p of 0.05
-RESAMPLES = 1_000_000  # of a bootstrap that is too large to enumerate
+RESAMPLES = 1_000_000  # of a bootstrap that is too large to enumerate, of up to FEW values
+FEW = 20
+FEWER = 30_000  # of more values: an end of the interval is then within 1% of its half-width, whatever the sample
 ENUMERATED = 100_000  # different resamples, up to which all are looked at
-CHUNK = 50_000  # resamples at a time
+PORTION = 250_000  # values of resamples at a time
+_COUNT = np.uint16  # of seeds that were drawn
 _SPREAD = 1e-9  # below this, a spread is only the rounding of floats
 
 
@@ -88,73 +91,103 @@ def smallest_claim(n: int, comparisons: int) -> float:
 def iqm(values: Sequence[float]) -> float:
     """Interquartile mean: the mean without the lowest and the highest quarter (each rounded down)."""
     x_n = np.sort(np.asarray(values, dtype=float))
-    return float(_trimmed(np.ones((len(x_n), 1), dtype=np.int8), x_n)[0])
+    return float(_trimmed(np.ones((len(x_n), 1), dtype=np.uint8), x_n)[0])
 
 
 def _trimmed(counts_NR: np.ndarray, values_N: np.ndarray) -> np.ndarray:
-    """Interquartile means (R,) of samples that hold the i-th of the sorted values `counts_NR[i]` times."""
-    ends_NR = counts_NR.cumsum(axis=0, dtype=np.int32)
-    size = int(ends_NR[-1, 0])
+    """Interquartile means (R,) of samples that hold the i-th of the sorted values `counts_NR[i]` times.
+
+    Summed by parts, over the gaps between neighbours: the largest value, less each gap times the share of what is
+    kept that lies below it.
+    """
+    size = int(counts_NR[:, 0].sum())
     cut = size // 4
-    kept_NR = np.clip(ends_NR, cut, size - cut)
-    return values_N @ np.diff(kept_NR, axis=0, prepend=cut) / (size - 2 * cut)
+    below_NR = counts_NR[:-1].astype(_COUNT)
+    for row_R, next_R in pairwise(below_NR):  # `cumsum` along the first axis takes ten times as long
+        next_R += row_R
+    kept_NR = np.clip(below_NR, cut, size - cut) - _COUNT(cut)
+    return values_N[-1] - np.diff(values_N) @ kept_NR.astype(float) / (size - 2 * cut)
+
+
+def draws(values: int) -> int:
+    """How many resamples are drawn of so many values, where there are too many to look at all."""
+    return RESAMPLES if values <= FEW else FEWER
 
 
 def iqm_interval(
-    strata: Sequence[Sequence[float]], resamples: int = RESAMPLES, enumerated: int = ENUMERATED
+    strata: Sequence[Sequence[float]], resamples: int | None = None, enumerated: int = ENUMERATED
 ) -> tuple[float, float, float]:
     """IQM over all values and its 95% percentile interval, resampling seeds within each stratum (a setting).
 
     Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021,
     section 4. Exact where there are at most `enumerated` different resamples: each is weighed by its probability.
-    Otherwise `resamples` are drawn, from a generator whose seed is a digest of the values. The order of strata, and of
-    values within one, changes nothing.
+    Otherwise `resamples` are drawn, by default as many as `draws` says, and the same ones for all strata of
+    these sizes. The order of strata, and of values within one, changes nothing.
     """
-    parts = sorted(tuple(sorted(map(float, stratum))) for stratum in strata)
+    parts = sorted((tuple(sorted(map(float, stratum))) for stratum in strata), key=lambda part: (len(part), part))
     values = np.asarray([value for part in parts for value in part])
     order = np.argsort(values, kind="stable")
-    ways = math.prod(math.comb(2 * len(part) - 1, len(part)) for part in parts)
-    if ways <= enumerated:
-        counts_NR, weights_R = _every_resample([len(part) for part in parts])
-        means_R = _trimmed(counts_NR[order], values[order])
+    sizes = tuple(len(part) for part in parts)
+    if math.prod(math.comb(2 * n - 1, n) for n in sizes) <= enumerated:
+        counts_NR, weights_R = _every_resample(sizes)
     else:
-        rng = np.random.default_rng(list(hashlib.sha256(repr(parts).encode()).digest()))
-        chunks = [min(CHUNK, resamples - done) for done in range(0, resamples, CHUNK)]
-        drawn = (_resamples([len(part) for part in parts], size, rng)[order] for size in chunks)
-        means_R = np.concatenate([_trimmed(counts_NR, values[order]) for counts_NR in drawn])
-        weights_R = np.full(len(means_R), 1 / len(means_R))
-    tail = (1 - LEVEL) / 2
-    return iqm(list(values)), _lowest(means_R, weights_R, tail), -_lowest(-means_R, weights_R, tail)
+        counts_NR, weights_R = _drawn(sizes, resamples or draws(len(values))), None
+    ordered = values[order]
+    portions = _columns(len(values), counts_NR.shape[1])
+    low, high = _ends(np.concatenate([_trimmed(counts_NR[:, part][order], ordered) for part in portions]), weights_R)
+    return iqm(list(values)), low, high
 
 
-def _every_resample(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=4)
+def _every_resample(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """How often each value is in each of the different resamples (N, R), and their probabilities (R,)."""
-    counts_NR, weights_R = np.zeros((0, 1), dtype=np.int16), np.ones(1)
+    counts_NR, weights_R = np.zeros((0, 1), dtype=_COUNT), np.ones(1)
     for n in sizes:
         bags = [np.bincount(bag, minlength=n) for bag in combinations_with_replacement(range(n), n)]
         shares = [math.factorial(n) / math.prod(map(math.factorial, bag.tolist())) / n**n for bag in bags]
-        own = np.asarray(bags, dtype=np.int16).T
+        own = np.asarray(bags, dtype=_COUNT).T
         counts_NR = np.concatenate([counts_NR.repeat(len(bags), axis=1), np.tile(own, (1, counts_NR.shape[1]))])
         weights_R = np.outer(weights_R, shares).ravel()
     return counts_NR, weights_R
 
 
-def _resamples(sizes: Sequence[int], how_many: int, rng: np.random.Generator) -> np.ndarray:
-    """Counts (N, R) of random resamples within each stratum."""
-    columns_R, parts = np.arange(how_many), []
+@functools.lru_cache(maxsize=2)
+def _drawn(sizes: tuple[int, ...], how_many: int) -> np.ndarray:
+    """Counts (N, R) of random resamples within each stratum, the same at every call."""
+    rng = np.random.default_rng([*sizes, how_many])
+    counts_NR = np.zeros((sum(sizes), how_many), dtype=_COUNT)
+    first = 0
     for n in sizes:
-        counts_nR = np.zeros((n, how_many), dtype=np.int16)
-        for drawn_R in rng.integers(0, n, size=(n, how_many)):
-            counts_nR[drawn_R, columns_R] += 1
-        parts.append(counts_nR)
-    return np.concatenate(parts)
+        for columns in _columns(n, how_many):
+            counts_nR = counts_NR[first : first + n, columns]
+            every_R = np.arange(counts_nR.shape[1])
+            for _ in range(n):
+                counts_nR[rng.integers(0, n, size=len(every_R)), every_R] += 1
+        first += n
+    return counts_NR
 
 
-def _lowest(values_R: np.ndarray, weights_R: np.ndarray, tail: float) -> float:
-    """The smallest value that has at least `tail` of the weight at or below it."""
-    order = np.argsort(values_R, kind="stable")
-    reached = np.searchsorted(weights_R[order].cumsum(), tail - 1e-12)
-    return float(values_R[order][reached])
+def _columns(values: int, how_many: int) -> Iterator[slice]:
+    """Resamples in portions that stay in the processor's cache."""
+    step = max(1, PORTION // values)
+    return (slice(start, start + step) for start in range(0, how_many, step))
+
+
+def _ends(values_R: np.ndarray, weights_R: np.ndarray | None) -> tuple[float, float]:
+    """The smallest value that has at least 2.5% of the weight at or below it, and the largest at or above it.
+
+    Without weights all count the same.
+    """
+    tail = (1 - LEVEL) / 2
+    if weights_R is None:
+        last = math.ceil(tail * len(values_R) - 1e-9) - 1
+        ordered_R = np.partition(values_R, [last, len(values_R) - 1 - last])
+        return float(ordered_R[last]), float(ordered_R[-1 - last])
+    order_R = np.argsort(values_R, kind="stable")
+    ends = [
+        values_R[way_R][np.searchsorted(weights_R[way_R].cumsum(), tail - 1e-12)] for way_R in (order_R, order_R[::-1])
+    ]
+    return float(ends[0]), float(ends[1])
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:

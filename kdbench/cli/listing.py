@@ -13,41 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import plugins
-from kdbench.method import Wrapper, knobs
 from kdbench.result import Result
 from kdbench.suite.load import Suite
 from kdbench.tasks import Task
 
 Rows = list[dict[str, Any]]
-
-
-def methods() -> Rows:
-    """Name, knobs with default and range, and the first line of the docstring."""
-    rows = []
-    for name in plugins.method_names():
-        try:
-            kind = plugins.method_class(name, Path())
-        except LookupError as error:  # of an installed package
-            rows.append({"method": name, "wraps": "", "knobs": "", "about": str(error)})
-            continue
-        about = (kind.__doc__ or "").strip().splitlines()
-        described = "; ".join(
-            describe(field.name, field.metadata["knob"], field.default) for field in knobs(kind).values()
-        )
-        over = "over another" if issubclass(kind, Wrapper) else ""
-        rows.append({"method": name, "wraps": over, "knobs": described, "about": about[0] if about else ""})
-    return rows
-
-
-def describe(name: str, knob: dict[str, Any], default: Any) -> str:
-    """`temperature = 4.0 in [1, 16] (log)`"""
-    text = f"{name} = {default}"
-    if knob["choices"]:
-        text += f" of {', '.join(map(str, knob['choices']))}"
-    elif knob["low"] is not None or knob["high"] is not None:
-        low, high = (("" if bound is None else f"{bound:g}") for bound in (knob["low"], knob["high"]))
-        text += f" in [{low}, {high}]"
-    return text + (" (log)" if knob["log"] else "")
 
 
 def models(pattern: str | None = None) -> Rows:

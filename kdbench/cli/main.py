@@ -20,6 +20,7 @@ from kdbench.cli.ladder import ladder
 from kdbench.cli.options import (
     LEADERBOARD,
     RUNS,
+    CacheGb,
     DataRoot,
     Device,
     Devices,
@@ -50,7 +51,7 @@ from kdbench.cli.show import doctor, show
 from kdbench.cli.team import Elsewhere, ExecutorOf, GpusPerJob, RayAddress, SlurmOptions, Wanted, Where
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
-from kdbench.run.opened import Setting
+from kdbench.run.opened import CACHE_GB, Setting
 from kdbench.run.shard import Shard
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def run(
     workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
+    cache_gb: CacheGb = CACHE_GB,
     dry_run: DryRun = False,
     track: TrackOf = Track.default,
     shard: ShardOf = None,
@@ -124,7 +126,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
     wanted = Wanted(device, workers, devices, timeout, Elsewhere(executor, ray_address, gpus_per_job, slurm))
     if teachers_only:
         _teach(setting, Shard.parse(shard), wanted, dry_run, as_json)
@@ -144,12 +147,14 @@ def retry(
     workers: Workers = "auto",  # type: ignore[assignment]
     devices: Devices = None,
     timeout: Timeout = None,
+    cache_gb: CacheGb = CACHE_GB,
     dry_run: DryRun = False,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Do the jobs again that failed, diverged or were skipped, and no others."""
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), again=True)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, again=True, cache_gb=cache_gb)
     _run(setting, Wanted(device, workers, devices, timeout), dry_run, as_json)
 
 
@@ -220,7 +225,7 @@ def clean(
     no_plugins: NoPlugins = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Free checkpoints that no pending job of these suites needs, drafts and dead leases."""
+    """Free checkpoints and stored answers that no pending job of these suites needs, drafts and dead leases."""
     from kdbench.run import upkeep
 
     opened = [Setting(suite, data_root, results, runs).open("cpu", warn) for suite in suites]
@@ -255,6 +260,7 @@ def plan(
     data_root: DataRoot = None,
     results: Results = LEADERBOARD,
     runs: Runs = RUNS,
+    cache_gb: CacheGb = CACHE_GB,
     track: TrackOf = Track.default,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
@@ -262,7 +268,8 @@ def plan(
     """Show the expanded jobs: key, roles, parameters, MACs, done or pending, and an estimate of time."""
     from kdbench.cli.session import Session
 
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()), parse_seeds(seeds), epochs, track=track.value)
+    chosen, listed = tuple(only or ()), parse_seeds(seeds)
+    setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
     screen = console(stderr=True)
     _print_plan(Session.open(setting.glance(teller(screen)), device, screen), as_json, cost=True)
 
@@ -352,4 +359,6 @@ def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:
     emit(rows, False)
     typer.echo()
     emit(sizes, False)
+    for saving in session.stored():
+        typer.echo(str(saving))
     typer.echo(total)

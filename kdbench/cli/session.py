@@ -17,6 +17,7 @@ from kdbench.run import teaching
 from kdbench.run.opened import Glance, Setting, try_models
 from kdbench.run.progress import display
 from kdbench.run.runner import Listener, run
+from kdbench.run.saving import Saving, savings
 from kdbench.run.store import Store
 from kdbench.suite.fields import rung_role
 from kdbench.suite.job import FrozenRole, Job
@@ -77,6 +78,13 @@ class Session:
         if cost and pending:
             total += f"; the rest needs about {sum(seconds.values()) / 60:.1f} minutes here, teachers not counted"
         return rows, total
+
+    def stored(self) -> list[Saving]:
+        """What stored answers of teachers will save in the jobs that are to be done."""
+        pending = [job for job in self.jobs if not self.store.done(job.key)]
+        return (
+            list(dict.fromkeys(savings(pending, self.bench.data, self.bench.room).values())) if self.bench.room else []
+        )
 
     def sizes(self) -> list[dict[str, object]]:
         """A row for each role of each pair: its size, and its share of the teacher's; of a ladder, also summed up."""

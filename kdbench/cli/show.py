@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,11 +13,34 @@ show = typer.Typer(no_args_is_help=True, help="List methods, models, data sets, 
 
 
 @show.command("methods")
-def show_methods(as_json: Json = False) -> None:
-    """Every method with its knobs, defaults and ranges."""
-    from kdbench.cli import listing
+def show_methods(
+    pattern: Annotated[str, typer.Argument(metavar="NAME", help="Only these, with their knobs; a glob.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/methods.md.")] = False,
+    reported: Annotated[
+        list[Path] | None,
+        typer.Option("--reported", metavar="SUITE", help="With --markdown: what papers report for its pairs."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every method by family: its paper, what it needs, which tasks it fits. With a name, its knobs too."""
+    from kdbench.cli import zoo
 
-    emit(listing.methods(), as_json)
+    if markdown:
+        from kdbench.cli import zoo_page
+
+        typer.echo(zoo_page.page(reported or ()), nl=False)
+        return
+    rows = zoo.rows(pattern or "*")
+    if as_json or not rows:
+        emit(rows, as_json)
+    elif pattern:
+        for row in rows:
+            emit([{"": name, " ": value} for name, value in row.items() if value], as_json)
+    else:
+        for family in dict.fromkeys(row["family"] for row in rows):
+            listed = [row for row in rows if row["family"] == family]
+            typer.echo(f"\n{family}")
+            emit([zoo.brief(row) for row in listed], as_json)
 
 
 @show.command("models")

@@ -12,6 +12,7 @@ from kdbench.cli.options import (
     AUTO,
     LEADERBOARD,
     RUNS,
+    CacheGb,
     DataRoot,
     NoPlugins,
     Only,
@@ -22,6 +23,7 @@ from kdbench.cli.options import (
     hired,
 )
 from kdbench.cli.team import Elsewhere, ExecutorOf, GpusPerJob, RayAddress, SlurmOptions, Where
+from kdbench.run.opened import CACHE_GB
 
 
 def tune(
@@ -53,6 +55,7 @@ def tune(
     ray_address: RayAddress = None,
     gpus_per_job: GpusPerJob = None,
     slurm: SlurmOptions = None,
+    cache_gb: CacheGb = CACHE_GB,
     no_plugins: NoPlugins = False,
     status: Annotated[bool, typer.Option("--status", help="Show the studies, and stop.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write pages and pictures of the studies, and stop.")] = (
@@ -91,7 +94,7 @@ def tune(
     from kdbench.tune.order import Order
 
     budget = tune_of(loaded).trials + extra
-    setting = Setting(suite, data_root, results, runs, tuple(only or ()))
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), cache_gb=cache_gb)
     screen = console(stderr=True)
     elsewhere = Elsewhere(executor, ray_address, gpus_per_job, slurm).executor(setting, device)
     if elsewhere is not None:

@@ -91,9 +91,25 @@ def parameters(
     """Top and left corner of the crop in the padded image, 0..2*crop, and whether it is then flipped: each (B,)."""
     places = 2 * augment.crop + 1
     flips = 2 if augment.flip else 1
-    draw_B = integers(derive(seed, "augment", epoch, view), index_B, flips * places * places)
+    draw_B = drawn(index_B, augment, seed=seed, epoch=epoch, view=view)
     place_B = draw_B // flips
     return place_B // places, place_B % places, draw_B % flips == 1
+
+
+def drawn(index_B: Tensor, augment: Augment, *, seed: int, epoch: int, view: int = 0) -> Tensor:
+    """Which of its crops and flips each example is given (B,): numbers from 0, the same where the pixels are."""
+    return integers(derive(seed, "augment", epoch, view), index_B, _crops(augment))
+
+
+def choices(augment: Augment) -> int | None:
+    """How many different inputs augmentation makes of an example, or None where they cannot be numbered by `drawn`."""
+    if augment.random_resized_crop or augment.rand_augment or augment.cutmix:
+        return None
+    return _crops(augment)
+
+
+def _crops(augment: Augment) -> int:
+    return (2 * augment.crop + 1) ** 2 * (2 if augment.flip else 1)
 
 
 def _shift(x: Tensor, down_B: Tensor, right_B: Tensor, flip_B: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdbench import data, plugins
 from kdbench.batch import call
 from kdbench.data import DataSet, default_root
-from kdbench.data.batches import fetch
+from kdbench.data.batches import Source, fetch
 from kdbench.errors import UserError, did_you_mean, printable
 from kdbench.method import Refusal
 from kdbench.models import weights
@@ -103,11 +103,14 @@ def untrained(job: Job, bench: Workbench) -> nn.Module:
 class _Rehearsal(Engine):
     """Roles without trained weights have nothing to say about the training set: nobody asks them at length."""
 
+    def _source(self, number: int) -> Source:
+        return self.training.data.train
+
     def _over_training(self, role: str) -> Tensor:
         data = self.training.data
         with torch.no_grad():
             answer = call(self.models[role].eval(), data.signature.zeros(2, device=self.device))
-        return torch.ones(self.examples, *answer.shape[1:], device=self.device)
+        return torch.ones(len(data.train), *answer.shape[1:], device=self.device)
 
 
 def initial(spec: Model, loaded: DataSet, folder: Path, device: torch.device) -> nn.Module:

@@ -202,7 +202,7 @@ def _teacher(
 
 
 def _student_card(job: Job, result: Result, found: Deployed, loaded: DataSet) -> Card:
-    cost = asdict(result.cost) if result.cost else {}
+    cost = {name: value for name, value in asdict(result.cost).items() if value is not None} if result.cost else {}
     teacher = asdict(result.teacher) if result.teacher else {}
     return Card(
         suite=job.suite,

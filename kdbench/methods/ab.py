@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.at import last_backwards
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ def boundary(map_t_BDHW: Tensor, regressed_BDHW: Tensor, margin: float) -> Tenso
 @dataclass(frozen=True)
 class AB(Method):
     """Activation boundaries: which neurons are active, before the labels (Heo et al. 2019)."""
+
+    family = "features"
+    paper = Paper(
+        "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+        "AAAI",
+        2019,
+        "1811.03233",
+    )
 
     weight: float = knob(0.003, "weight of the boundaries' distance, a sum over features", low=1e-6, high=1.0, log=True)
     margin: float = knob(1.0, "by which the student's neurons shall keep from the boundary", low=0.01, high=10.0)

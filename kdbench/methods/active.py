@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Probe
 from kdbench.lazy import F
 from kdbench.losses import wide
-from kdbench.method import Method, Needs, Wrapper, knob
+from kdbench.method import Method, Needs, Paper, Wrapper, knob
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def uncertainty(logits_NC: Tensor, gamma: float, floor: float) -> Tensor:
 @dataclass(frozen=True)
 class Active(Wrapper):
     """Active selection: draw examples by the student's lack of confidence (after Lewis & Gale 1994)."""
+
+    family = "examples"
+    paper = Paper("A Sequential Algorithm for Training Text Classifiers", "SIGIR", 1994)
 
     over: Method = KD()
     gamma: float = knob(1.0, "how strongly uncertainty counts; 0 is uniform", low=0.0, high=4.0)

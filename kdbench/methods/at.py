@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,14 @@ def check_places(method: str, learner: Profile, teachers: Mapping[str, Profile])
 @dataclass(frozen=True)
 class AT(Method):
     """Attention transfer: where in the image the features are large (Zagoruyko & Komodakis 2017)."""
+
+    family = "features"
+    paper = Paper(
+        "Paying More Attention to Attention: Improving the Performance of CNNs via Attention Transfer",
+        "ICLR",
+        2017,
+        "1612.03928",
+    )
 
     weight: float = knob(1000.0, "weight of the attention term", low=1.0, high=10000.0, log=True)
     power: float = knob(2.0, "exponent p of the features", low=1.0, high=4.0)

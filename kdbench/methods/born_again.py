@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn
 from kdbench.losses import supervised
-from kdbench.method import Method, Plan, Prepared, Stage, Wrapper, knob
+from kdbench.method import Method, Paper, Plan, Prepared, Stage, Wrapper, knob
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class BornAgain(Wrapper):
     """Born-again: a student teaches its successor of the same architecture (control; Furlanello et al. 2018)."""
+
+    family = "self-distillation"
+    paper = Paper("Born-Again Neural Networks", "ICML", 2018, "1805.04770")
 
     over: Method = KD(temperature=1.0, ce_weight=1.0, kd_weight=1.0)
     generations: int = knob(1, "networks trained before the student, each the teacher of the next", low=0, high=10)

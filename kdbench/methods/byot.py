@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Refusal, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, knob
 from kdbench.methods.ofa import answer, branch
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ def feature_distance(feature_s_BD: Tensor, feature_t_BD: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class BYOT(Method):
     """Be your own teacher: shallow branches learn from the deepest answer (Zhang et al. 2019)."""
+
+    family = "self-distillation"
+    paper = Paper(
+        "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self Distillation",
+        "ICCV",
+        2019,
+        "1905.08094",
+    )
 
     alpha: float = knob(0.1, "share of the deepest answer in what a branch learns", low=0.0, high=1.0)
     temperature: float = knob(3.0, "softens both distributions", low=1.0, high=20.0, log=True)

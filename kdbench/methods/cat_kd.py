@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 from kdbench.methods.simkd import misfits
 from kdbench.methods.srrl import linear_classifier
 
@@ -46,6 +46,9 @@ def at_places(profile: Profile) -> nn.Linear:
 @dataclass(frozen=True)
 class CATKD(Method):
     """Class attention transfer: where in the image each class is seen (Guo et al. 2023)."""
+
+    family = "features"
+    paper = Paper("Class Attention Transfer Based Knowledge Distillation", "CVPR", 2023)
 
     weight: float = knob(15.0, "weight of the maps' distance", low=0.1, high=1000.0, log=True)
     side: int = knob(2, "of the maps that are compared", low=1, high=8)

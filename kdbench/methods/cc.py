@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F, torch
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,6 +44,9 @@ def cc_loss(feature_s_BD: Tensor, feature_t_BD: Tensor, gamma: float, order: int
 @dataclass(frozen=True)
 class CC(Method):
     """Correlation congruence: a Gaussian kernel between the examples of a batch (Peng et al. 2019)."""
+
+    family = "relations"
+    paper = Paper("Correlation Congruence for Knowledge Distillation", "ICCV", 2019, "1904.01802")
 
     weight: float = knob(100.0, "weight of the correlation term", low=0.1, high=10000.0, log=True)
     gamma: float = knob(0.4, "of the Gaussian kernel", low=0.01, high=4.0, log=True)

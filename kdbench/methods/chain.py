@@ -17,13 +17,16 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kdbench.method import Method, Plan, Stage, Wrapper, knob
+from kdbench.method import Method, Paper, Plan, Stage, Wrapper, knob
 from kdbench.methods.kd import KD
 
 
 @dataclass(frozen=True)
 class Chain(Wrapper):
     """Teacher assistants: the teacher teaches `ta`, which teaches the next, which teaches the student (2020)."""
+
+    family = "several teachers"
+    paper = Paper("Improved Knowledge Distillation via Teacher Assistant", "AAAI", 2020, "1902.03393")
 
     over: Method = KD()
     share: float = knob(1.0, "epochs of each stage, as a share of the recipe's", low=0.05, high=2.0)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import soft_kl, supervised
-from kdbench.method import Method, Needs, Plan, Refusal, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,14 @@ def routed(rows: list[Tensor], cluster_R: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Clusters(Method):
     """An expert for each cluster of examples teaches the student on its own cluster (Gupta et al. 2023)."""
+
+    family = "several teachers"
+    paper = Paper(
+        "PaCKD: Pattern-Clustered Knowledge Distillation for Compressing Memory Access Prediction Models",
+        "HPEC",
+        2023,
+        "2402.13441",
+    )
 
     clusters: int = knob(3, "of the training examples, each with an expert", low=1, high=8)
     share: float = knob(1.0, "epochs of the experts, as a share of the recipe's", low=0.05, high=2.0)

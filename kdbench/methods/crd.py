@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,9 @@ def moved(memory_ND: Tensor, index_B: Tensor, v_BD: Tensor, momentum: float) -> 
 @dataclass(frozen=True)
 class CRD(Method):
     """Contrastive: tell an example's teacher feature from those of others (Tian, Krishnan & Isola 2020)."""
+
+    family = "relations"
+    paper = Paper("Contrastive Representation Distillation", "ICLR", 2020, "1910.10699")
 
     weight: float = knob(0.8, "weight of the contrastive term", low=0.01, high=10.0, log=True)
     negatives: int = knob(16384, "K, capped at the number of other examples", low=1, high=65536, log=True)

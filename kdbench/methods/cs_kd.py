@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import torch
 from kdbench.losses import full_precision, log_probabilities, supervised
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +45,9 @@ def class_wise(rows_RC: Tensor, labels_R: Tensor, temperature: float) -> Tensor:
 @dataclass(frozen=True)
 class CSKD(Method):
     """Class-wise self-distillation: examples of one class agree, without a teacher (Yun et al. 2020)."""
+
+    family = "self-distillation"
+    paper = Paper("Regularizing Class-wise Predictions via Self-knowledge Distillation", "CVPR", 2020, "2003.13964")
 
     weight: float = knob(1.0, "lambda, of the class-wise term", low=0.01, high=10.0, log=True)
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import wide
-from kdbench.method import Method, Needs, Prepared, Wrapper, chain, knob
+from kdbench.method import Method, Needs, Paper, Prepared, Wrapper, chain, knob
 from kdbench.methods.kd import KD
 from kdbench.methods.ls import LS, through
 
@@ -44,6 +44,9 @@ def curriculum(epoch: int, epochs: int) -> float:
 @dataclass(frozen=True)
 class CTKD(Wrapper):
     """Curriculum temperature: learnt against the student, for whatever logit method it wraps (Li et al. 2023)."""
+
+    family = "logits"
+    paper = Paper("Curriculum Temperature for Knowledge Distillation", "AAAI", 2023, "2211.16231")
 
     extends: ClassVar[tuple[str, ...]] = ("loss",)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import nn, torch
 from kdbench.losses import mean_of, soft_kl, supervised
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,9 @@ def kept_mean(terms_K: Tensor, kept_K: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class DGKD(Method):
     """Dense guidance: every assistant and the student learn from all before them (Son et al. 2021)."""
+
+    family = "several teachers"
+    paper = Paper("Densely Guided Knowledge Distillation using Multiple Teacher Assistants", "ICCV", 2021, "2009.08825")
 
     survival: float = knob(0.75, "probability with which a teacher takes part in a step", low=0.0, high=1.0)
     share: float = knob(1.0, "epochs of each stage, as a share of the recipe's", low=0.05, high=2.0)

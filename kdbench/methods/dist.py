@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,9 @@ def dist_loss(logits_s_BC: Tensor, logits_t_BC: Tensor, temperature: float, beta
 @dataclass(frozen=True)
 class DIST(Method):
     """Correlation of predictions over classes and over examples (Huang et al. 2022)."""
+
+    family = "logits"
+    paper = Paper("Knowledge Distillation from A Stronger Teacher", "NeurIPS", 2022, "2205.10536")
 
     weight: float = knob(2.0, "weight of the correlation term", low=0.0, high=10.0)
     beta: float = knob(1.0, "weight of the correlation over classes", low=0.0, high=4.0)

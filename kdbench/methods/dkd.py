@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
 from kdbench.losses import mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,6 +51,9 @@ def dkd_loss(
 @dataclass(frozen=True)
 class DKD(Method):
     """Decoupled knowledge distillation: target and non-target classes weighted apart (Zhao et al. 2022)."""
+
+    family = "logits"
+    paper = Paper("Decoupled Knowledge Distillation", "CVPR", 2022, "2203.08679")
 
     alpha: float = knob(1.0, "weight of the target-class part", low=0.0, high=16.0)
     beta: float = knob(8.0, "weight of the non-target part", low=0.0, high=16.0)

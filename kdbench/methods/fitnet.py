@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import as_map, map_shape, mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +59,9 @@ def regressor(shape_s: tuple[int, int, int], shape_t: tuple[int, int, int]) -> n
 @dataclass(frozen=True)
 class FitNet(Method):
     """Hints: regress a block's features onto the teacher's (Romero et al. 2015)."""
+
+    family = "features"
+    paper = Paper("FitNets: Hints for Thin Deep Nets", "ICLR", 2015, "1412.6550")
 
     weight: float = knob(100.0, "weight of the hint", low=0.1, high=1000.0, log=True)
     block: int = knob(2, "which block, of student and teacher, is the hint", low=1, high=8)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import as_map, full_precision, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,13 @@ def alike(widths_s: Sequence[int], widths_t: Sequence[int]) -> list[tuple[int, i
 @dataclass(frozen=True)
 class FSP(Method):
     """Flow of solution procedure: products of the maps of blocks that follow each other (Yim et al. 2017)."""
+
+    family = "features"
+    paper = Paper(
+        "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+        "CVPR",
+        2017,
+    )
 
     weight: float = knob(50.0, "weight of the flows' distance", low=0.1, high=10000.0, log=True)
     first: float = knob(0.125, "share of the epochs that learn flows alone", low=0.0, high=0.9)

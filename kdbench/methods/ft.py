@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,11 @@ def factors(channels_s: int, channels_t: int, inside: int) -> nn.Module:
 @dataclass(frozen=True)
 class FT(Method):
     """Factor transfer: the student learns a paraphrase of the teacher's map (Kim et al. 2018)."""
+
+    family = "features"
+    paper = Paper(
+        "Paraphrasing Complex Network: Network Compression via Factor Transfer", "NeurIPS", 2018, "1802.04977"
+    )
 
     weight: float = knob(200.0, "weight of the factors' distance", low=0.1, high=10000.0, log=True)
     inside: float = knob(0.5, "k, the paraphrase's channels as a share of the teacher's", low=0.1, high=2.0)

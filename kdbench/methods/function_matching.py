@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import mean_of, soft_kl
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.mixup import Mixup
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FunctionMatching(Method):
     """Function matching: the teacher's answers on mixed images, without labels (Beyer et al. 2022)."""
+
+    family = "logits"
+    paper = Paper("Knowledge distillation: A good teacher is patient and consistent", "CVPR", 2022, "2106.05237")
 
     temperature: float = knob(1.0, "softens both distributions", low=1.0, high=20.0, log=True)
     alpha: float = knob(1.0, "lambda is Beta(alpha, alpha); 0 mixes nothing", low=0.0, high=4.0)

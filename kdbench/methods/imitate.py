@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
 from kdbench.losses import mean_of, row_mean, supervised, wide
-from kdbench.method import Method, knob
+from kdbench.method import Method, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,9 @@ def distances(rows_s: Tensor, rows_t: Tensor, distance: str, delta: float) -> Te
 @dataclass(frozen=True)
 class Imitate(Method):
     """Regress the teacher's rows: numbers, or logits (Ba & Caruana 2014)."""
+
+    family = "logits"
+    paper = Paper("Do Deep Nets Really Need to be Deep?", "NIPS", 2014, "1312.6184")
 
     weight: float = knob(1.0, "weight of the distance to the teacher's rows", low=0.01, high=100.0, log=True)
     ce_weight: float = knob(1.0, "weight of the task's own term", low=0.0, high=2.0)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,9 @@ def information(z_s_BD: Tensor, z_t_BD: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class ITRD(Method):
     """Information theory: correlations of features and Renyi's mutual information (Miles et al. 2022)."""
+
+    family = "relations"
+    paper = Paper("Information Theoretic Representation Distillation", "BMVC", 2022, "2112.00459")
 
     correlation_weight: float = knob(2.0, "weight of the correlations", low=0.0, high=20.0)
     information_weight: float = knob(1.0, "weight of the mutual information", low=0.0, high=20.0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.skew_kl import log_mixture
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ def jsd(rows_s_RC: Tensor, rows_t_RC: Tensor, beta: float, temperature: float) -
 @dataclass(frozen=True)
 class JSD(Method):
     """Generalised Jensen-Shannon divergence of student and teacher (Agarwal et al. 2024)."""
+
+    family = "logits"
+    paper = Paper(
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", "ICLR", 2024, "2306.13649"
+    )
 
     beta: float = knob(0.5, "share of the teacher in the mixture", low=0.05, high=0.95)
     temperature: float = knob(1.0, "softens both distributions", low=1.0, high=20.0, log=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import mean_of, soft_kl, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class KD(Method):
     """Knowledge distillation from softened logits (Hinton, Vinyals & Dean 2015)."""
+
+    family = "logits"
+    paper = Paper("Distilling the Knowledge in a Neural Network", "NIPS workshop", 2014, "1503.02531")
 
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)
     ce_weight: float = knob(0.1, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

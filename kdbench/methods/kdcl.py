@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F, torch
 from kdbench.losses import soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +46,9 @@ def least(rows: Sequence[Tensor], labels_R: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class KDCL(Method):
     """Collaborative learning: students learn from the best of all their answers (Guo et al. 2020)."""
+
+    family = "online"
+    paper = Paper("Online Knowledge Distillation via Collaborative Learning", "CVPR", 2020)
 
     form: str = knob("minlogit", "how the networks' logits become one", choices=("minlogit", "naive"))
     peers: int = knob(1, "further students, where the pair declares no role `peer`", low=1, high=8)

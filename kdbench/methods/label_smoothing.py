@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import cross_entropy
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LabelSmoothing(Method):
     """Label smoothing: the student without a teacher, on softened labels (control; Szegedy et al. 2016)."""
+
+    family = "controls"
+    paper = Paper("Rethinking the Inception Architecture for Computer Vision", "CVPR", 2016, "1512.00567")
 
     epsilon: float = knob(0.1, "share of the label spread evenly over all classes", low=0.0, high=0.5)
 

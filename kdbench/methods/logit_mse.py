@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
 from kdbench.losses import mean_of, supervised, wide
-from kdbench.method import Method, knob
+from kdbench.method import Method, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LogitMSE(Method):
     """Logit regression: squared distance of logits (Ba & Caruana 2014)."""
+
+    family = "logits"
+    paper = Paper("Do Deep Nets Really Need to be Deep?", "NIPS", 2014, "1312.6184")
 
     weight: float = knob(0.1, "weight of the squared distance", low=0.001, high=10.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

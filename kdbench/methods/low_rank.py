@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdbench.lazy import nn, torch
-from kdbench.method import Method, Prepared, Rates, Refusal, Wrapper, knob
+from kdbench.method import Method, Paper, Prepared, Rates, Refusal, Wrapper, knob
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ def product(layers: nn.Sequential) -> nn.Linear:
 @dataclass(frozen=True)
 class LowRank(Wrapper):
     """Three narrow linear factors before the classifier while the student learns (Kwon et al. 2024)."""
+
+    family = "weights"
+    paper = Paper(
+        "Efficient Compression of Overparameterized Deep Models through Low-Dimensional Learning Dynamics",
+        "AISTATS",
+        2024,
+        "2311.05061",
+    )
 
     over: Method = KD()
     rank: int = knob(0, "r, at most the features' width; 0: twice the number of classes", low=0)

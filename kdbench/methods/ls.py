@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.losses import wide
-from kdbench.method import Method, Needs, Prepared, Refusal, Wrapper
+from kdbench.method import Method, Needs, Paper, Prepared, Refusal, Wrapper
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def through(
 @dataclass(frozen=True)
 class LS(Wrapper):
     """Logit standardisation, for whatever logit method it wraps (Sun et al. 2024)."""
+
+    family = "logits"
+    paper = Paper("Logit Standardization in Knowledge Distillation", "CVPR", 2024, "2403.01427")
 
     extends: ClassVar[tuple[str, ...]] = ("loss",)
 

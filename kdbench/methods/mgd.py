@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,9 @@ def generator(channels_s: int, channels_t: int) -> nn.Module:
 @dataclass(frozen=True)
 class MGD(Method):
     """Masked generation: the teacher's map from a part of the student's channels (Yang et al. 2022)."""
+
+    family = "features"
+    paper = Paper("Masked Generative Distillation", "ECCV", 2022, "2205.01529")
 
     weight: float = knob(7e-5, "weight of the generation, a sum over features", low=1e-6, high=1.0, log=True)
     rate: float = knob(0.15, "probability with which a channel is masked", low=0.0, high=0.9)

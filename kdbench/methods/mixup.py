@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.batch import Batch
 from kdbench.lazy import torch
-from kdbench.method import Method, Needs, Refusal, Wrapper, knob
+from kdbench.method import Method, Needs, Paper, Refusal, Wrapper, knob
 from kdbench.methods.none import NoTeacher
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def mixed(values: Tensor, other: Tensor, fraction: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Mixup(Wrapper):
     """Mixup: convex combinations of images and of their labels, for whatever it wraps (Zhang et al. 2018)."""
+
+    family = "examples"
+    paper = Paper("mixup: Beyond Empirical Risk Minimization", "ICLR", 2018, "1710.09412")
 
     over: Method = NoTeacher()
     alpha: float = knob(1.0, "of Beta(alpha, alpha); 0 mixes nothing", low=0.0, high=4.0)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import torch
 from kdbench.losses import full_precision, kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +40,9 @@ def levels(rows_s_BC: Tensor, rows_t_BC: Tensor, temperature: float) -> tuple[Te
 @dataclass(frozen=True)
 class MLKD(Method):
     """Multi-level logits: examples, classes and batch, at several temperatures, on two views (Jin et al. 2023)."""
+
+    family = "logits"
+    paper = Paper("Multi-Level Logit Distillation", "CVPR", 2023)
 
     temperatures: tuple[float, ...] = knob((2.0, 3.0, 4.0, 5.0, 6.0), "each softens both distributions", low=1, high=20)
     ce_weight: float = knob(0.1, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

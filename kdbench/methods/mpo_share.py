@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.lazy import nn, torch
-from kdbench.method import Method, Prepared, Refusal, Wrapper, knob
+from kdbench.method import Method, Paper, Prepared, Refusal, Wrapper, knob
 from kdbench.methods._matrices import Matrix, chosen, shown
 from kdbench.methods._mpo_shapes import centred
 from kdbench.methods.kd import KD
@@ -37,6 +37,14 @@ def alike(found: Mapping[str, Matrix]) -> list[list[Matrix]]:
 @dataclass(frozen=True)
 class MPOShare(Wrapper):
     """Layers share the central tensor of their decomposed weights (Liu et al. 2023)."""
+
+    family = "weights"
+    paper = Paper(
+        "Enhancing Scalability of Pre-trained Language Models via Efficient Parameter Sharing",
+        "Findings of EMNLP",
+        2023,
+        "2303.16753",
+    )
 
     over: Method = KD()
     layers: tuple[str, ...] = knob(

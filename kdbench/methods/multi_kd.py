@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import log_probabilities, mean_of, soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Refusal, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,9 @@ def log_average(rows: list[Tensor], weights: list[float], temperature: float) ->
 @dataclass(frozen=True)
 class MultiKD(Method):
     """Several teachers with weights: their averaged soft targets (You et al. 2017)."""
+
+    family = "several teachers"
+    paper = Paper("Learning from Multiple Teacher Networks", "KDD", 2017)
 
     weights: tuple[float, ...] = knob((), "one for each teacher, in the pair's order; none: even", low=0.0)
     combine: str = knob("probabilities", "what is averaged", choices=("probabilities", "logits", "losses"))

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdbench.method import Method, Plan, Stage, Wrapper
+from kdbench.method import Method, Paper, Plan, Stage, Wrapper
 from kdbench.methods.kd import KD
 
 
 @dataclass(frozen=True)
 class Mutual(Wrapper):
     """Mutual learning: two students teach each other while they learn (Zhang et al. 2018)."""
+
+    family = "online"
+    paper = Paper("Deep Mutual Learning", "CVPR", 2018, "1706.00384")
 
     over: Method = KD(temperature=1.0, ce_weight=1.0, kd_weight=1.0)
 

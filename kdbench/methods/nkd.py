@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import log_probabilities, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,9 @@ def nkd_loss(rows_s_RC: Tensor, rows_t_RC: Tensor, labels_R: Tensor, gamma: floa
 @dataclass(frozen=True)
 class NKD(Method):
     """Normalised distillation: target class, and all others normalised among themselves (Yang et al. 2023)."""
+
+    family = "logits"
+    paper = Paper("From Knowledge Distillation to Self-Knowledge Distillation", "ICCV", 2023, "2303.13005")
 
     gamma: float = knob(1.5, "weight of the non-target part", low=0.0, high=10.0)
     temperature: float = knob(1.0, "softens the non-target part", low=1.0, high=20.0, log=True)

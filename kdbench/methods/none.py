@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class NoTeacher(Method):
     """The student without a teacher (control)."""
 
+    family = "controls"
+
     def plan(self, roles: tuple[str, ...]) -> Plan:
         return Plan(stages=(Stage({"student": ()}),))
 

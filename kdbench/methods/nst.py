@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, full_precision, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.at import check_places, last_backwards
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def nst_loss(map_s_BDHW: Tensor, map_t_BDHW: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class NST(Method):
     """Neuron selectivity: the distribution of the channels' spatial patterns (Huang & Wang 2017)."""
+
+    family = "features"
+    paper = Paper("Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", "", 2017, "1707.01219")
 
     weight: float = knob(50.0, "weight of the discrepancy", low=0.1, high=1000.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

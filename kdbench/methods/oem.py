@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, map_shape, pool_to_smaller, soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Prepared, Rates, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Prepared, Rates, Stage, knob
 from kdbench.methods.at import last_backwards
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def ensemble(rows: Sequence[Tensor]) -> Tensor:
 @dataclass(frozen=True)
 class OEM(Method):
     """Online ensemble: networks of shrinking widths learn from their mean and from the widest (2020)."""
+
+    family = "online"
+    paper = Paper("Online Ensemble Model Compression using Knowledge Distillation", "ECCV", 2020, "2011.07449")
 
     temperature: float = knob(2.0, "softens all distributions", low=1.0, high=20.0, log=True)
     ce_weight: float = knob(0.7, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

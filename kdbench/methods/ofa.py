@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import as_map, log_probabilities, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +114,14 @@ def answer(branch: Any, feature: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class OFA(Method):
     """One-for-all: branches behind the student's stages answer, and learn the teacher's answers (Hao et al. 2023)."""
+
+    family = "features"
+    paper = Paper(
+        "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation",
+        "NeurIPS",
+        2023,
+        "2310.19444",
+    )
 
     epsilon: float = knob(1.0, "exponent of the target's enhancement; 1: none", low=0.5, high=3.0)
     weight: float = knob(1.0, "weight of each branch", low=0.01, high=10.0, log=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.at import last_backwards
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ def connector(shape_s: tuple[int, ...], shape_t: tuple[int, ...], norm: Any) -> 
 @dataclass(frozen=True)
 class OFD(Method):
     """Overhauled features: partial distance with a margin for what the teacher suppresses (Heo et al. 2019)."""
+
+    family = "features"
+    paper = Paper("A Comprehensive Overhaul of Feature Distillation", "ICCV", 2019, "1904.01866")
 
     weight: float = knob(1e-3, "weight of the distance, a sum over features", low=1e-6, high=1.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Refusal, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Refusal, Stage, knob
 from kdbench.methods.simkd import misfits
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ def last_block(profile: Profile) -> nn.Module:
 @dataclass(frozen=True)
 class ONE(Method):
     """Native ensemble: branches of one network learn from their gated mean (Lan et al. 2018)."""
+
+    family = "online"
+    paper = Paper("Knowledge Distillation by On-the-Fly Native Ensemble", "NeurIPS", 2018, "1806.04606")
 
     branches: int = knob(3, "branches, the student's own among them", low=2, high=8)
     temperature: float = knob(3.0, "softens all distributions", low=1.0, high=20.0, log=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
-from kdbench.method import Method, Prepared, Rates, Refusal, Wrapper, knob
+from kdbench.method import Method, Paper, Prepared, Rates, Refusal, Wrapper, knob
 from kdbench.methods._matrices import Matrix, chosen, matrices, pairs, parse_map, shown
 from kdbench.methods._mpo_shapes import Shape, automatic, centred, parse
 from kdbench.methods.kd import KD
@@ -49,6 +49,14 @@ def alignment_loss(student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequen
 @dataclass(frozen=True)
 class OPDF(Wrapper):
     """Train tensor factors instead of weight matrices, drawn to the teacher's (Zhan et al., NeurIPS 2024)."""
+
+    family = "weights"
+    paper = Paper(
+        "Over-parameterized Student Model via Tensor Decomposition Boosted Knowledge Distillation",
+        "NeurIPS",
+        2024,
+        "2411.06448",
+    )
 
     extends: ClassVar[tuple[str, ...]] = ("loss",)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +43,9 @@ def pkt_loss(feature_s_BD: Tensor, feature_t_BD: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class PKT(Method):
     """Probabilistic transfer: which examples are near to which (Passalis & Tefas 2018)."""
+
+    family = "relations"
+    paper = Paper("Learning Deep Representations with Probabilistic Knowledge Transfer", "ECCV", 2018, "1803.10837")
 
     weight: float = knob(30000.0, "weight of the term, a mean over B * B", low=10.0, high=300000.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdbench.lazy import nn, torch
-from kdbench.method import Method, Prepared, Rates, Wrapper, knob
+from kdbench.method import Method, Paper, Prepared, Rates, Wrapper, knob
 from kdbench.methods._matrices import matrices
 from kdbench.methods.kd import KD
 
@@ -46,6 +46,9 @@ def prune(weights: Sequence[Tensor], density: float) -> None:
 @dataclass(frozen=True)
 class PowerProp(Wrapper):
     """Train powers of the weights, so that most of them may be left out (Schwarz et al. 2021)."""
+
+    family = "weights"
+    paper = Paper("Powerpropagation: A sparsity inducing weight reparameterisation", "NeurIPS", 2021, "2110.00296")
 
     over: Method = KD()
     alpha: float = knob(2.0, "the power; 1: the weights themselves", low=1.0, high=6.0)

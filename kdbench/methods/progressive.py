@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from kdbench.batch import Batch, Out, Probe, Profile, Review
 from kdbench.lazy import nn, torch
 from kdbench.losses import supervised, wide
-from kdbench.method import Method, Needs, Plan, Prepared, Stage, Wrapper, knob
+from kdbench.method import Method, Needs, Paper, Plan, Prepared, Stage, Wrapper, knob
 from kdbench.methods import _bdistil as bdistil
 from kdbench.methods.kd import KD
 
@@ -67,6 +67,9 @@ def added(learner: Out, before: Mapping[str, Out]) -> Out:
 @dataclass(frozen=True)
 class Progressive(Wrapper):
     """Progressive ensemble: each weak student learns what its predecessors left (Mamba base PKD, 2025)."""
+
+    family = "several students"
+    paper = Paper("Mamba base PKD for efficient knowledge compression", "ACM SAC", 2025, "2503.01727")
 
     extends: ClassVar[tuple[str, ...]] = ("loss", "sample")
 

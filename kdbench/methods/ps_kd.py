@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import cross_entropy, log_probabilities, supervised
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,9 @@ def remembered(memory_RC: Tensor, targets_RC: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class PSKD(Method):
     """Progressive self-distillation: labels softened by the student's own past answers (Kim et al. 2021)."""
+
+    family = "self-distillation"
+    paper = Paper("Self-Knowledge Distillation with Progressive Refinement of Targets", "ICCV", 2021, "2006.12000")
 
     alpha: float = knob(0.8, "share of the past answers in the last epoch", low=0.0, high=1.0)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import log_probabilities, mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 from kdbench.methods.dist import pearson
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ def pruned(model: nn.Module, amount: float) -> nn.Module:
 @dataclass(frozen=True)
 class R2KD(Method):
     """Correlations of values and ranks, two views, a teacher blended with its pruned self (Kim et al. 2024)."""
+
+    family = "logits"
+    paper = Paper(
+        "Robustness-Reinforced Knowledge Distillation with Correlation Distance and Network Pruning",
+        "IEEE TKDE",
+        2024,
+        "2311.13934",
+    )
 
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)
     value_weight: float = knob(2.0, "weight of the correlation of values", low=0.0, high=10.0)

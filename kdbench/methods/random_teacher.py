@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import nn, torch
 from kdbench.losses import wide
-from kdbench.method import Method, Needs, Prepared, Refusal, Wrapper
+from kdbench.method import Method, Needs, Paper, Prepared, Refusal, Wrapper
 from kdbench.methods.kd import KD
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def untrained(model: nn.Module) -> nn.Module:
 @dataclass(frozen=True)
 class RandomTeacher(Wrapper):
     """An untrained teacher, for whatever logit method it wraps (control; Sarnthein et al. 2023)."""
+
+    family = "controls"
+    paper = Paper("Random Teachers are Good Teachers", "ICML", 2023, "2302.12091")
 
     extends: ClassVar[tuple[str, ...]] = ("loss",)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,9 @@ def reverse_kl(rows_s_RC: Tensor, rows_t_RC: Tensor, temperature: float) -> Tens
 @dataclass(frozen=True)
 class ReverseKL(Method):
     """Reverse divergence: the student seeks a mode of the teacher (Gu et al. 2024)."""
+
+    family = "logits"
+    paper = Paper("MiniLLM: Knowledge Distillation of Large Language Models", "ICLR", 2024, "2306.08543")
 
     temperature: float = knob(1.0, "softens both distributions", low=1.0, high=20.0, log=True)
     weight: float = knob(1.0, "weight of the divergence", low=0.01, high=20.0, log=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, map_shape, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.at import last_backwards
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ def reviewed(out: Out) -> list[Tensor]:
 @dataclass(frozen=True)
 class ReviewKD(Method):
     """Knowledge review: late blocks help to learn the teacher's early ones (Chen et al. 2021)."""
+
+    family = "features"
+    paper = Paper("Distilling Knowledge via Knowledge Review", "CVPR", 2021, "2104.09044")
 
     weight: float = knob(5.0, "weight of the review", low=0.01, high=100.0, log=True)
     warmup_epochs: int = knob(20, "epochs over which the term grows to its weight", low=0, high=240)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F, torch
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,9 @@ def rkd_loss(feature_s_BD: Tensor, feature_t_BD: Tensor, distance_weight: float,
 @dataclass(frozen=True)
 class RKD(Method):
     """Relations between examples: distances and angles of pooled features (Park et al. 2019)."""
+
+    family = "relations"
+    paper = Paper("Relational Knowledge Distillation", "CVPR", 2019, "1904.05068")
 
     distance_weight: float = knob(25.0, "weight of the distances", low=0.0, high=250.0)
     angle_weight: float = knob(50.0, "weight of the angles", low=0.0, high=500.0)

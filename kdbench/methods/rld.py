@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import torch
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +53,9 @@ def mcd(rows_s_RC: Tensor, rows_t_RC: Tensor, labels_R: Tensor, temperature: flo
 @dataclass(frozen=True)
 class RLD(Method):
     """Refined logits: the teacher's confidence for the label, no classes above it (Sun et al. 2024)."""
+
+    family = "logits"
+    paper = Paper("Knowledge Distillation with Refined Logits", "", 2024, "2408.07703")
 
     alpha: float = knob(1.0, "weight of the confidence part", low=0.0, high=16.0)
     beta: float = knob(8.0, "weight of the part among lower classes", low=0.0, high=16.0)

@@ -1,4 +1,4 @@
-"""Scaled Decoupled Distillation (SDD), with KD as the distance.
+"""Scale Decoupled Distillation (SDD), with KD as the distance.
 
 S. Wei, C. Luo, Y. Luo. CVPR 2024.
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import full_precision, kl_rows, log_probabilities, mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 from kdbench.methods.simkd import misfits
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def linear(profile: Profile) -> nn.Linear:
 @dataclass(frozen=True)
 class SDD(Method):
     """Scale decoupling: distil the logits of regions, doubtful ones twice as much (Wei et al. 2024)."""
+
+    family = "logits"
+    paper = Paper("Scale Decoupled Distillation", "CVPR", 2024, "2403.13512")
 
     grids: tuple[int, ...] = knob((1, 2, 4), "sides of the grids into which the last map is cut", low=1, high=16)
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)

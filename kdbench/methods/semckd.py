@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, full_precision, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,9 @@ def regression(channels_s: int, channels_t: int) -> nn.Sequential:
 @dataclass(frozen=True)
 class SemCKD(Method):
     """Semantic calibration: attention chooses which block learns from which (Chen et al. 2021)."""
+
+    family = "features"
+    paper = Paper("Cross-Layer Distillation with Semantic Calibration", "AAAI", 2021, "2012.03236")
 
     weight: float = knob(400.0, "weight of the attended distances", low=0.1, high=4000.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import full_precision, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,14 @@ def guided(s_BD: Tensor, draws_KBD: Tensor, scale: float, quantile: float) -> Te
 @dataclass(frozen=True)
 class SGKD(Method):
     """Stochastic teacher: the student picks among draws of its feature (Aslam et al. 2025)."""
+
+    family = "features"
+    paper = Paper(
+        "Learning from Stochastic Teacher Representations Using Student-Guided Knowledge Distillation",
+        "ECML PKDD",
+        2025,
+        "2504.14307",
+    )
 
     draws: int = knob(30, "N, draws of the teacher's feature", low=1, high=100, log=True)
     dropout: float = knob(0.2, "rate of the dropout of each draw", low=0.0, high=0.9)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import pool_to_smaller, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,9 @@ def _last_tap(model: Any) -> Any:
 @dataclass(frozen=True)
 class SimKD(Method):
     """Reuse the teacher's classifier on projected features; another graph is deployed (Chen et al. 2022)."""
+
+    family = "features"
+    paper = Paper("Knowledge Distillation with the Reused Teacher Classifier", "CVPR", 2022, "2203.14001")
 
     weight: float = knob(1.0, "weight of the feature distance, the only term", low=0.01, high=100.0, log=True)
     factor: int = knob(2, "the projector has D_t / factor channels inside", low=1, high=8)

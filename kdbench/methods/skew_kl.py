@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import torch
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +45,9 @@ def skew_kl(rows_s_RC: Tensor, rows_t_RC: Tensor, alpha: float, temperature: flo
 @dataclass(frozen=True)
 class SkewKL(Method):
     """Skewed divergence: against a mixture of both distributions (Ko et al. 2024)."""
+
+    family = "logits"
+    paper = Paper("DistiLLM: Towards Streamlined Distillation for Large Language Models", "ICML", 2024, "2402.03898")
 
     alpha: float = knob(0.1, "share of the first distribution in the mixture; 0: not skewed", low=0.0, high=0.9)
     reverse: bool = knob(False, "whether the student's distribution comes first")

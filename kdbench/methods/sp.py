@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import F
 from kdbench.losses import full_precision, mean_of, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +34,9 @@ def sp_loss(feature_s: Tensor, feature_t: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class SP(Method):
     """Similarity-preserving: which examples of a batch excite alike (Tung & Mori 2019)."""
+
+    family = "relations"
+    paper = Paper("Similarity-Preserving Knowledge Distillation", "ICCV", 2019, "1907.09682")
 
     weight: float = knob(3000.0, "weight of the similarity term", low=1.0, high=30000.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

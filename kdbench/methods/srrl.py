@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import mean_of, supervised, wide
-from kdbench.method import Method, Needs, Refusal, knob
+from kdbench.method import Method, Needs, Paper, Refusal, knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,9 @@ def linear_classifier(profile: Profile, method: str) -> nn.Linear:
 @dataclass(frozen=True)
 class SRRL(Method):
     """Softmax regression: the student's feature in the teacher's classifier (Yang et al. 2021)."""
+
+    family = "features"
+    paper = Paper("Knowledge Distillation via Softmax Regression Representation Learning", "ICLR", 2021)
 
     weight: float = knob(1.0, "weight of both distances", low=0.01, high=100.0, log=True)
     ce_weight: float = knob(1.0, "weight of the cross-entropy with the labels", low=0.0, high=2.0)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kdbench.batch import Batch, Out
 from kdbench.lazy import torch
 from kdbench.losses import kl_rows, log_probabilities, mean_of, soft_kl, supervised, wide
-from kdbench.method import Method, Needs, Plan, Stage, knob
+from kdbench.method import Method, Needs, Paper, Plan, Stage, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +45,9 @@ def released(rows_RC: Tensor, labels_R: Tensor, correct: float, temperature: flo
 @dataclass(frozen=True)
 class TfKD(Method):
     """Teacher-free: a virtual teacher that is always right, or the student's own model (Yuan et al. 2020)."""
+
+    family = "self-distillation"
+    paper = Paper("Revisiting Knowledge Distillation via Label Smoothing Regularization", "CVPR", 2020, "1909.11723")
 
     form: str = knob("virtual", "who teaches", choices=("virtual", "self"))
     alpha: float = knob(0.1, "weight of the distillation; the labels' is 1 - alpha", low=0.0, high=1.0)

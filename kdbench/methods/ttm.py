@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import kl_rows, log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +31,9 @@ def matching(rows_s_RC: Tensor, rows_t_RC: Tensor, gamma: float) -> Tensor:
 @dataclass(frozen=True)
 class TTM(Method):
     """Transformed teacher matching: only the teacher is softened (Zheng & Yang 2024)."""
+
+    family = "logits"
+    paper = Paper("Knowledge Distillation Based on Transformed Teacher Matching", "ICLR", 2024, "2402.11148")
 
     gamma: float = knob(0.1, "power of the teacher's probabilities", low=0.05, high=1.0, log=True)
     weight: float = knob(45.0, "weight of the divergence", low=0.1, high=100.0, log=True)

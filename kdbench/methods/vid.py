@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn, torch
 from kdbench.losses import as_map, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.at import last_backwards
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def regression(channels_s: int, channels_t: int, variance: float) -> nn.Module:
 @dataclass(frozen=True)
 class VID(Method):
     """Variational information: how well the student's features tell the teacher's (Ahn et al. 2019)."""
+
+    family = "features"
+    paper = Paper("Variational Information Distillation for Knowledge Transfer", "CVPR", 2019, "1904.05835")
 
     weight: float = knob(1.0, "weight of the information term", low=0.01, high=100.0, log=True)
     variance: float = knob(5.0, "of every channel, at first", low=0.1, high=50.0, log=True)

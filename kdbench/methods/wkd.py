@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.batch import Batch, Out, Profile
 from kdbench.lazy import F, nn
 from kdbench.losses import as_map, full_precision, map_shape, mean_of, pool_to_smaller, supervised, wide
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.srrl import linear_classifier
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ def gaussian(map_s_BDHW: Tensor, map_t_BDHW: Tensor, ratio: float) -> Tensor:
 @dataclass(frozen=True)
 class WKD(Method):
     """Wasserstein distances of answers, across classes, and of features (Lv et al. 2024)."""
+
+    family = "features"
+    paper = Paper(
+        "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation",
+        "NeurIPS",
+        2024,
+        "2412.08139",
+    )
 
     logit_weight: float = knob(10.0, "weight of the transport between answers", low=0.0, high=100.0)
     feature_weight: float = knob(0.01, "weight of the distance of features, a sum over channels", low=0.0, high=10.0)

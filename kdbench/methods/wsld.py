@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,6 +38,14 @@ def wsld_loss(rows_s_RC: Tensor, rows_t_RC: Tensor, labels_R: Tensor, temperatur
 @dataclass(frozen=True)
 class WSLD(Method):
     """Weighted soft labels: little weight where the student knows more than the teacher (Zhou et al. 2021)."""
+
+    family = "logits"
+    paper = Paper(
+        "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
+        "ICLR",
+        2021,
+        "2102.00650",
+    )
 
     alpha: float = knob(2.25, "weight of the soft labels", low=0.01, high=20.0, log=True)
     temperature: float = knob(4.0, "softens both distributions", low=1.0, high=20.0, log=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.batch import Batch, Out
 from kdbench.losses import log_probabilities, mean_of, supervised
-from kdbench.method import Method, Needs, knob
+from kdbench.method import Method, Needs, Paper, knob
 from kdbench.methods.ttm import matching
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def wttm(rows_s_RC: Tensor, rows_t_RC: Tensor, gamma: float) -> Tensor:
 @dataclass(frozen=True)
 class WTTM(Method):
     """Weighted transformed teacher matching: smooth answers of the teacher count more (Zheng & Yang 2024)."""
+
+    family = "logits"
+    paper = Paper("Knowledge Distillation Based on Transformed Teacher Matching", "ICLR", 2024, "2402.11148")
 
     gamma: float = knob(0.1, "power of the teacher's probabilities", low=0.05, high=1.0, log=True)
     weight: float = knob(4.0, "weight of the divergence", low=0.01, high=100.0, log=True)

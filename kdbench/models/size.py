@@ -57,6 +57,11 @@ def count(model: nn.Module, inputs: Signature | tuple[int, ...]) -> tuple[int, i
             raise UserError(f"{type(model).__name__} cannot run on a {_described(inputs)}{hint}: {said}") from error
 
 
+def zeros(model: nn.Module) -> int:
+    """How many numbers are 0 in a model's matrices and convolutions: what sparse storage and kernels may leave out."""
+    return sum(int((weight == 0).sum()) for weight in model.parameters() if weight.ndim > 1)
+
+
 def _described(inputs: Signature | tuple[int, ...]) -> str:
     signature = signature_of(inputs)
     if len(signature.shape) == 3:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdbench.result import Result
+from kdbench.run.saving import savings
 from kdbench.suite.fields import Model, Recipe
 from kdbench.suite.job import Job
 from kdbench.train.frozen import exact
@@ -23,13 +24,14 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
     """Estimated training seconds by job key, frozen teachers' own training not included.
 
     Where a job of the same pair and method is finished on this device, its mean time; else the time of one forward
-    and backward pass of every learner and one forward pass of every frozen role, times the steps.
+    and backward pass of every learner and one forward pass of every frozen role, times the steps. Of the forward passes
+    that stored answers save, nobody waits for any.
     """
     name = device_name(bench.device)
     known: dict[tuple[str, str], list[float]] = {}
     for result in results:
         if result.cost is not None and result.provenance.get("device_name") == name:
-            known.setdefault((result.pair, result.method), []).append(result.cost.train_seconds)
+            known.setdefault((result.pair, result.method), []).append(result.cost.spent_seconds)
     timed: dict[str, tuple[float, float]] = {}
 
     def step(model: Model, recipe: Recipe, job: Job, role: str) -> tuple[float, float]:
@@ -41,6 +43,7 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
         return timed[key]
 
     out = {}
+    saved = savings(jobs, bench.data, bench.room)
     for job in jobs:
         if times := known.get((job.pair, job.label)):
             out[job.key] = mean(times)
@@ -51,7 +54,10 @@ def seconds(jobs: Sequence[Job], bench: Workbench, results: Iterable[Result]) ->
             teachers = {t for ts in stage.learners.values() for t in ts} - set(stage.learners)
             total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[0] for role in stage.learners)
             if not exact(job.method, job.recipe):  # else they run once
-                total += stage.share * sum(step(job.roles[role], job.recipe, job, role)[1] for role in teachers)
+                left = {role: saved[job.key, role].share if (job.key, role) in saved else 1.0 for role in teachers}
+                total += stage.share * sum(
+                    step(job.roles[role], job.recipe, job, role)[1] * left[role] for role in left
+                )
         out[job.key] = whole.steps * whole.accumulate * total
     return out
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdbench.train.workbench import Workbench
 
 Warn = Callable[[str], None]
+CACHE_GB = 4.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Setting:
     epochs: int | None = None
     again: bool = False  # only jobs whose last result is not ok
     track: str = "default"  # "tuned": with the knobs that `kdbench tune` chose
+    cache_gb: float = CACHE_GB  # of teachers' stored answers, below `runs`
     shard: Shard | None = None  # only this share of the jobs
 
     def open(self, device: str, warn: Warn = lambda sentence: None) -> Opened:
@@ -110,7 +112,8 @@ class Glance:
 
         told, suite, store = self.setting, self.suite, self.store
         root = told.data_root or default_root()
-        bench = Workbench.load(expand(suite)[0], root, pick_device(device), told.runs)
+        room = int(told.cache_gb * 1e9)
+        bench = Workbench.load(expand(suite)[0], root, pick_device(device), told.runs, room=room)
         for note in bench.data.notes:
             self.warn(note)
         jobs = told._jobs(suite, store, bench.data.fingerprint)
@@ -174,7 +177,7 @@ def try_models(jobs: Iterable[Job], sizes: Sizes) -> dict[tuple[str, str], tuple
 
     shapes: dict[tuple[str, str], tuple[int, int]] = {}
     tried = set()
-    for job in jobs:
+    for job in {(job.name, job.recipe.model_dump_json()): job for job in jobs}.values():  # one seed of each cell
         for role, model in job.roles.items():
             shapes[job.pair, role] = sizes.of(model)
         recipes = [job.recipe, *(role.recipe for role in job.frozen.values() if role.recipe)]

@@ -45,7 +45,7 @@ def verdict(result: Result) -> str:
     metric = Metric(**result.main)
     reached = result.scores.get(f"test/{metric.name}")
     said = "no test score" if reached is None else f"test {metric.shown(reached)}"
-    return f"{said} in {result.cost.train_seconds:.0f} s"
+    return f"{said} in {result.cost.spent_seconds:.0f} s"
 
 
 class Lines:

@@ -188,9 +188,10 @@ def clean(jobs: Iterable[Job], stores: Sequence[Store], runs: Path) -> list[tupl
     """Checkpoints that none of these jobs needs any more, drafts of killed writers and dead leases: (path, bytes).
 
     A checkpoint is needed by a job without a final result, or by a frozen role that is not made yet; what somebody is
-    training just now is never listed.
+    training just now is never listed. Answers that a teacher has stored are needed by jobs without a final result.
     """
     from kdbench.train.checkpoint import folder_of
+    from kdbench.train.table import tables
 
     needed: set[str] = set()
     for job in jobs:
@@ -201,8 +202,10 @@ def clean(jobs: Iterable[Job], stores: Sequence[Store], runs: Path) -> list[tupl
     live = {path.name for path in leases if lease.holder(path)}
     needed |= live
     useless = [path for path in folder_of(runs).glob("[!.]*.pt*") if path.name.partition(".")[0] not in needed]
-    if not live:  # else a draft may be somebody's who is just writing
+    if not live:  # else a draft may be somebody's who is just writing, and a table somebody's whose suite is not here
         useless += runs.rglob(".*.tmp")
+        stored = tables(runs / "teachers")
+        useless += [path for path in stored if path.parents[1].name not in needed or path.suffix != ".rows"]
     useless += [path for path in leases if not path.suffix and not lease.holder(path)]
     sizes = []
     for path in sorted(set(useless)):

@@ -32,7 +32,7 @@ Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _ascending(values: tuple[float, float]) -> tuple[float, float]:
@@ -238,7 +238,7 @@ def optional(model: type[BaseModel]) -> type[Spec]:
             kind = optional(kind)
         elif info.metadata:
             kind = Annotated[kind, *info.metadata]  # type: ignore[assignment]
-        fields[name] = (Optional[kind], Field(None, description=info.description))  # noqa: UP045 (runtime value)
+        fields[name] = (Optional[kind], Field(None))  # noqa: UP045 (runtime value)
     return create_model(f"{model.__name__}Override", __base__=Spec, __doc__=model.__doc__, **fields)
 
 
@@ -289,7 +289,7 @@ def _from_alone(schema: dict[str, Any]) -> None:
 class Model(Spec):
     """A network, and where its weights come from if it teaches without being trained by the method."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, json_schema_extra=_from_alone)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_from_alone)
 
     model: Str
     """Name: kdbench's own (`kdbench show models`), any timm model, or a Python file's function (`./net.py:build`)."""
@@ -384,7 +384,7 @@ Claim = Annotated[Reported, BeforeValidator(_number, json_schema_input_type=Floa
 class Rung(Spec):
     """One student of a ladder: what differs from the pair's `student`, `{depth: 1, dim: 16}`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     model: Str | None = None
     """Another model than the student's; the other keys are then all of its options."""
@@ -400,7 +400,7 @@ class Rung(Spec):
 class Pair(Spec):
     """Roles and their models; any further key is a role that a method asks for (`ta`, `peer`, `weak1`)."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Role]
 
     teacher: Role

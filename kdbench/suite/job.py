@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kdbench.suite.overrides import with_fields, with_knobs, with_student
 from kdbench.tasks import Task
 
 PROTOCOL = 1  # raise it when the engine's meaning changes: old results then count as stale
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 LOCAL = (
     "download",
     "path",
@@ -51,7 +53,7 @@ class Job:
     task: str = TASK
     headline: Mapping[str, Any] | None = None  # for the record; None: top-1
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(self.content)
 
@@ -99,8 +101,7 @@ class FrozenRole:
 
 def digest(content: Mapping[str, Any]) -> str:
     """12 hex digits of the sha256 of canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:12]
 
 
 def expand(

@@ -27,7 +27,7 @@ class Floor:
     metric: str
     rate: float  # the recipe's
     seeds: tuple[int, ...]
-    scores: Mapping[str, tuple[float, ...]]  # factor as text -> score of each seed; none of a rate at which one has none
+    scores: Mapping[str, tuple[float, ...]]  # factor as text -> score of each seed; only where all have one
     better: str = "up"  # the good direction of the metric: "up" or "down"
 
     def gains(self, factor: str) -> list[float]:

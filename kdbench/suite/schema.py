@@ -5,12 +5,16 @@ Regenerate the published schema with `kdbench schema > docs/suite.schema.json`.
 
 from __future__ import annotations
 
+import ast
 import json
+from inspect import cleandoc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kdbench import plugins
 from kdbench.method import Method, chain
+from kdbench.suite import fields
 from kdbench.suite.fields import SuiteFile
 from kdbench.suite.knobs import method_model
 
@@ -31,6 +35,7 @@ def schema() -> dict[str, Any]:
     """
     document = SuiteFile.model_json_schema()
     definitions = document["$defs"]
+    _describe({"SuiteFile": document, **definitions})
     builtin = plugins.builtin_methods()
     any_method: dict[str, Any] = {"$ref": "#/$defs/method"}
     for name in builtin:
@@ -61,6 +66,19 @@ def schema() -> dict[str, Any]:
     required = document.pop("required")
     document["anyOf"] = [{"required": required}, {"required": ["extends"]}]  # the rest may come from the other file
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+
+
+def _describe(classes: dict[str, Any]) -> None:
+    """Add the text below each field in the source. pydantic can (`use_attribute_docstrings`), but at every import."""
+    source = ast.parse(Path(fields.__file__).read_bytes())
+    bodies = {node.name: node.body for node in source.body if isinstance(node, ast.ClassDef)}
+    for title, part in classes.items():
+        for above, below in pairwise(bodies.get(title.removesuffix("Override"), ())):
+            match above, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    known = getattr(fields, title.removesuffix("Override")).model_fields.get(name)
+                    if known and (rule := part["properties"].get(known.alias or name)):
+                        rule["description"] = cleandoc(text)
 
 
 def _method_schema(name: str) -> dict[str, Any]:

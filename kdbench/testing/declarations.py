@@ -21,7 +21,7 @@ from kdbench.testing.contract import Contract, explained
 from kdbench.testing.problem import EPOCHS, Problem, accepted, total
 
 PAIRS = [("teacher", "student"), ("teacher", "student", "ta"), ("teacher", "ta", "ta2", "student", "peer")]
-MEMBERS = frozenset(["needs", "plan", "prepare", "deploy", "sample", "batch", "heads", "loss", "review"])
+MEMBERS = frozenset(["needs", "plan", "prepare", "deploy", "choose", "sample", "batch", "heads", "loss", "review"])
 
 
 @dataclasses.dataclass(frozen=True)

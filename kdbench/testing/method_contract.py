@@ -126,6 +126,7 @@ class MethodContract(Declarations):
             targets=given.task.targets(given.labels[order]),
             index_B=given.index_B[order],
             views=tuple(view[order] for view in given.views),
+            surveys={name: values[order] for name, values in given.surveys.items()},
         )
         state = given.rng.get_state()
         expected = values(one.loss(*one.outs(given.x, given.views), given))
@@ -185,6 +186,24 @@ class MethodContract(Declarations):
             assert weights_N.isfinite().all()
             assert (weights_N >= 0).all()
             assert weights_N.sum() > 0
+
+    def test_what_it_chooses_is_of_the_training_set_and_the_same_again(self, method: Method) -> None:
+        if not changes(method, "choose"):
+            pytest.skip("is trained on the training set")
+        problem, before = Problem(method), None
+        for stage in range(len(problem.plan.stages)):
+            chosen, again = (method.choose(problem.pool(stage, before)) for _ in range(2))
+            if chosen is None or again is None:
+                assert chosen is again
+                continue
+            assert all(torch.equal(*pair) for pair in zip(chosen.parts, again.parts, strict=True)), DRAW
+            assert len(chosen) > 0
+            assert all(part.shape == (len(chosen),) for part in chosen.parts)
+            for index_M in (chosen.first_M, chosen.other_M):
+                assert index_M.dtype == torch.int64
+                assert 0 <= index_M.min() <= index_M.max() < EXAMPLES
+            assert 0 <= chosen.share_M.min() <= chosen.share_M.max() <= 1
+            before = chosen
 
     def test_a_changed_batch_is_a_batch(self, method: Method) -> None:
         problem = Problem(method)

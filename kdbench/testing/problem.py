@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.batch import Batch, Out, Probe, Profile
+from kdbench.batch import Batch, Chosen, Out, Pool, Probe, Profile
 from kdbench.losses import row_mean
 from kdbench.method import Method, Plan, Prepared, Refusal
 from kdbench.models import taps
@@ -147,7 +147,25 @@ class Problem:
 
     def batch(self, size: int = 8, *, seed: int = 0, epoch: int = 0) -> Batch:
         """A batch as this method needs it."""
-        return batch(size, seed=seed, epoch=epoch, dtype=self.dtype, views=self.needs.views, task=self.task)
+        given = batch(size, seed=seed, epoch=epoch, dtype=self.dtype, views=self.needs.views, task=self.task)
+        return dataclasses.replace(given, surveys=dict(self._surveys(given.x)))
+
+    def _surveys(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What the method asks of its teachers about each example, of these."""
+        for asked in self.needs.survey:
+            values = asked.make(self.teachers[asked.role], x).detach()
+            yield asked.name, values if asked.finish is None else asked.finish(values)
+
+    def pool(self, stage: int, chosen: Chosen | None = None) -> Pool:
+        """What `choose` is given; every role answers as the student."""
+        x = images(EXAMPLES, torch.Generator().manual_seed(8), self.dtype)
+
+        def ask(role: str, of: Chosen) -> Tensor:
+            share = of.share_M.to(x.dtype)[:, None, None, None]
+            with torch.no_grad():
+                return self.student(share * x[of.first_M] + (1 - share) * x[of.other_M])
+
+        return Pool(stage, EXAMPLES, ask, torch.Generator().manual_seed(stage), chosen)
 
     def probe(self, epoch: int = 0) -> Probe:
         """What `sample` and `review` are given."""

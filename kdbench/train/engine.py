@@ -19,13 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.batch import Probe, Profile
+from kdbench.data.batches import Source
 from kdbench.method import Prepared, Rates, Refusal, Stage
 from kdbench.models.box import Box
 from kdbench.models.taps import Tapped, profile
 from kdbench.streams import draw, order, seeded
 from kdbench.suite.fields import Augment
-from kdbench.train import evaluate
-from kdbench.train.frozen import Live, Stored, check_box, exact
+from kdbench.train import evaluate, recall
+from kdbench.train.choices import Choices
+from kdbench.train.clock import timed
+from kdbench.train.frozen import Live, Stored, Voice, check_box, exact
 from kdbench.train.interrupt import Interrupt
 from kdbench.train.recipe import make_optimizer, precision_on
 from kdbench.train.stage import Learner, Length, StageRun, length
@@ -53,6 +56,7 @@ class Engine:
         self.training, self.save, self.watch, self.spacing = training, save, watch, spacing
         self.saved = -math.inf  # when it was last, on the monotonic clock
         self.saved_at = (-1, -1)  # stage and steps of it
+        self.wall = 0.0  # seconds of training in this process
         self.interrupt = Interrupt()
         self.needs = training.method.needs()
         self.models = dict(training.models)
@@ -66,7 +70,8 @@ class Engine:
         self.device = training.data.train.device
         self.precision = precision_on(training.recipe.precision, self.device)
         self.stepper = Stepper(training, self.precision, self.surveys, self.interrupt)
-        self.examples = len(training.data.train.labels)
+        self.choices = Choices(training.method, training.data.train, training.seed, self._chosen_rows)
+        self.sources: list[Source] = []  # of the stages so far
 
     def train(self) -> Trained:
         """Train all stages, from `state` on.
@@ -77,12 +82,13 @@ class Engine:
         """
         plan, resumed = self.training.plan, self.state.tensors
         for number, stage in enumerate(plan.stages):
+            self.sources.append(self._source(number))
             learners = self._learners(number, stage, resumed)
             if number >= self.state.stage:
-                before = [self._length(earlier) for earlier in plan.stages[:number]]
+                *before, length = (self._length(earlier) for earlier in range(number + 1))
                 epochs, reports = sum(one.epochs for one in before), sum(one.reports for one in before)
                 with self.interrupt:
-                    self._stage(StageRun(number, stage, self._length(stage), epochs, reports, learners))
+                    self._stage(StageRun(number, stage, length, epochs, reports, learners, self.sources[number]))
             for learner in learners.values():
                 learner.forward.close()
                 learner.model.requires_grad_(False).eval()
@@ -94,11 +100,13 @@ class Engine:
             curves=self.state.curves,
             seconds=self.state.seconds,
             cpu_seconds=self.state.cpu_seconds,
+            looked_up=self.state.looked_up,
             images=self.state.images,
-            epochs=sum(self._length(stage).epochs for stage in plan.stages),
+            epochs=sum(self._length(number).epochs for number in range(len(plan.stages))),
             learner_parameters=sum(_size(self.models[role]) for role in plan.learners),
             head_parameters=sum(self._trained_in(heads) for heads in self.heads.values()),
             notes=tuple(self.state.notes),
+            queries=self.choices.queries,
         )
 
     # stages ----------------------------------------------------------------------------------------------------------
@@ -106,8 +114,21 @@ class Engine:
         trained = {id(p) for parameters in self.trainable.values() for p in parameters}
         return sum(p.numel() for p in heads.parameters() if id(p) in trained)
 
-    def _length(self, stage: Stage) -> Length:
-        return length(self.training.recipe, stage.share, self.examples)
+    def _source(self, number: int) -> Source:
+        """What a stage is trained on; choosing counts as training, once."""
+        state = self.state
+        begins = number > state.stage or (number, state.epoch, state.step) == (state.stage, 0, 0)
+        with self._timed() if begins else contextlib.nullcontext():
+            return self.choices.source(number)
+
+    def _chosen_rows(self, role: str, source: Source) -> Tensor:
+        if role not in self.heads:
+            raise Refusal(f"the {role} has not learned anything yet, and so cannot choose examples")
+        return self.training.data.task.rows(evaluate.split_answers(self.models[role], source, self.precision))
+
+    def _length(self, number: int) -> Length:
+        stage = self.training.plan.stages[number]
+        return length(self.training.recipe, stage.share, len(self.sources[number]))
 
     def _learners(self, number: int, stage: Stage, resumed: Mapping[str, Any]) -> dict[str, Learner]:
         """Prepared models with heads and optimisers; on a resume with the states of the checkpoint."""
@@ -158,19 +179,17 @@ class Engine:
         return prepared.model
 
     def _profile(self, role: str, names: tuple[str, ...], frozen: bool = False) -> Profile:
-        data = self.training.data
+        data, examples = self.training.data, len(self.sources[-1])
         if isinstance(box := self.models[role], Box):
             check_box(role, self.training.method, self.training.recipe)
             rows_NC = box.rows_NC if self.needs.probe else None
-            return Profile(
-                role, box, data.classes, {}, self.examples, data.shape, rows_NC, len(self.training.plan.answer)
-            )
+            return Profile(role, box, data.classes, {}, examples, data.shape, rows_NC, len(self.training.plan.answer))
         found = profile(
             self.models[role],
             role,
             names,
             classes=data.classes,
-            examples=self.examples,
+            examples=examples,
             input_shape=data.signature,
             task=data.task,
         )
@@ -183,22 +202,30 @@ class Engine:
             self.known[role] = evaluate.split_answers(self.models[role], self.training.data.train, self.precision)
         return self.known[role]
 
-    def _frozen(self, stage: Stage) -> dict[str, Live | Stored]:
+    def _frozen(self, run: StageRun) -> dict[str, Voice]:
         """The roles that teach in a stage without learning in it."""
+        stage = run.stage
         roles = dict.fromkeys(t for ts in stage.learners.values() for t in ts if t not in stage.learners)
         for role in roles:
             self.models[role].requires_grad_(False).eval()
+        if run.source is not self.training.data.train:  # each is asked once about what was chosen
+            asked = {role: evaluate.split_answers(self.models[role], run.source, self.precision) for role in roles}
+            return {role: Stored(role, answers) for role, answers in asked.items()}
         return {role: self._teacher(role, stage) for role in roles}
 
-    def _teacher(self, role: str, stage: Stage) -> Live | Stored:
-        model, method, recipe = self.models[role], self.training.method, self.training.recipe
+    def _teacher(self, role: str, stage: Stage) -> Voice:
+        training, model, method, recipe = self.training, self.models[role], self.training.method, self.training.recipe
         if isinstance(model, Box):
             check_box(role, method, recipe)
             self._note_box(role)
             return Stored(role, model.rows_NC)
         if exact(method, recipe):
             return Stored(role, self._over_training(role))
-        return Live(self._tapped(role, stage), self.needs.draws, self.training.seed)
+        live = Live(self._tapped(role, stage), self.needs.draws, training.seed)
+        if role in training.shelves and recall.views(method, recipe) is not None:
+            shelf = training.shelves[role]
+            return recall.Recalled(live, training.data, recipe, self.precision, self.needs.views, shelf)
+        return live
 
     def _note_box(self, role: str) -> None:
         """With augmentation the answers are of the examples, not of what the learner sees: said in the record."""
@@ -207,13 +234,17 @@ class Engine:
             self.state.notes.append(note)
 
     def _survey(self) -> None:
-        """What the method asks of frozen roles about every example: made once."""
-        training = self.training
+        """What the method asks of frozen roles about every example: made once, and counted whenever it was made."""
+        training, state = self.training, self.state
         for asked in self.needs.survey if not self.surveys else ():
             if asked.role not in training.plan.frozen:
                 raise Refusal(f"survey '{asked.name}' is of the {asked.role}, which is no frozen teacher of this plan")
             model, folder = self.models[asked.role].eval(), training.folders.get(asked.role)
-            self.surveys[asked.name] = survey(asked, model, training.data, training.recipe.augment, folder)
+            found = survey(asked, model, training.data, training.recipe.augment, folder)
+            self.surveys[asked.name] = found
+            if found.kept and (state.stage, state.epoch, state.step) == (0, 0, 0):
+                state.seconds += found.seconds[0]
+                state.cpu_seconds += found.seconds[1]
 
     def _tapped(self, role: str, stage: Stage) -> Tapped:
         teaches = any(role in teachers for teachers in stage.learners.values())
@@ -222,14 +253,14 @@ class Engine:
 
     def _stage(self, run: StageRun) -> None:
         state = self.state
-        with self._timed():
-            run.frozen = self._frozen(run.stage)
+        with self._timed(run):
+            run.frozen = self._frozen(run)
             self._survey()
         if run.number == state.stage:
             run.resume(state)
-        seconds, images = state.seconds, state.images
+        seconds, images = self.wall, state.images
         while not run.finished:
-            with self._timed():
+            with self._timed(run):
                 if run.indices is None:
                     run.indices = self._indices(run)
                 state.images += self.stepper.advance(run, run.steps_ahead(self.training.recipe.checkpoint_every))
@@ -237,9 +268,9 @@ class Engine:
             if metrics is None:  # a checkpoint is due, the epoch is over, or somebody has asked to stop
                 self._keep(run, due=self.interrupt.asked or self._is_checkpoint(run))
             else:
-                speed = (state.images - images) / max(state.seconds - seconds, 1e-9)
+                speed = (state.images - images) / max(self.wall - seconds, 1e-9)
                 self._report(run, metrics, speed)
-                seconds, images = state.seconds, state.images
+                seconds, images = self.wall, state.images
             self.interrupt.raise_if_asked()
         for teacher in run.frozen.values():
             teacher.close()
@@ -253,6 +284,8 @@ class Engine:
         recipe, plan = self.training.recipe, self.training.plan
         if recipe.steps is not None or run.report % recipe.validate_every == 0 or run.finished:
             metrics |= self._validate(run.stage, run.number == len(plan.stages) - 1)
+        if (queries := self.choices.queries) is not None:
+            metrics["queries"] = float(queries)
         if run.finished and self.needs.probe:
             metrics |= self._review(run)
         for name, value in metrics.items():
@@ -288,12 +321,21 @@ class Engine:
             self.saved, self.saved_at = time.monotonic(), at
 
     @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        """What is done within counts as training time."""
-        start, cpu = time.perf_counter(), time.process_time()
-        yield
-        self.state.seconds += time.perf_counter() - start
-        self.state.cpu_seconds += time.process_time() - cpu
+    def _timed(self, run: StageRun | None = None) -> Iterator[None]:
+        """What is done within counts as training time.
+
+        As if every frozen role ran on every batch: whoever finds answers that others have stored is no cheaper.
+        """
+        with timed() as counted:
+            yield
+        self.wall += counted.wall
+        for voice in run.frozen.values() if run else ():
+            owed, spent = voice.settle()
+            counted.add(owed)
+            counted.add(spent, -1)
+            self.state.looked_up += owed.wall
+        self.state.seconds += counted.wall
+        self.state.cpu_seconds += counted.cpu
 
     # epochs ----------------------------------------------------------------------------------------------------------
     def _indices(self, run: StageRun) -> Tensor:
@@ -304,7 +346,7 @@ class Engine:
             weights_N = self.training.method.sample(self._probe(role, learner, run.epoch, run.length.epochs))
             if weights_N is not None:
                 return draw(seed, run.epoch, weights_N, stage=run.number)
-        return order(seed, run.epoch, self.examples, stage=run.number, device=self.device)
+        return order(seed, run.epoch, len(run.source), stage=run.number, device=self.device)
 
     def _probe(self, role: str, learner: Learner, epoch: int, epochs: int) -> Probe:
         data = self.training.data

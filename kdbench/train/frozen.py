@@ -1,11 +1,13 @@
 """What a frozen role says of a training batch: computed on its pixels, or looked up where that is exact.
 
 A role that teaches without learning is a function of the pixels alone. Without augmentation an example has the same
-pixels in every epoch, so its logits can be computed once for the whole training split (recipe: `teacher_logits`).
+pixels in every epoch, so its logits can be computed once for the whole training split (recipe: `teacher_logits`); with
+crop and flip, see `kdbench.train.recall`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +19,7 @@ from kdbench.method import Method, Refusal, changes
 from kdbench.models.taps import Tapped
 from kdbench.streams import seeded
 from kdbench.suite.fields import Augment, Recipe
+from kdbench.train.clock import Seconds
 
 
 def exact(method: Method, recipe: Recipe) -> bool:
@@ -43,15 +46,39 @@ def check_box(role: str, method: Method, recipe: Recipe) -> None:
         "draws of it": needs.draws > 0,
         "surveys of it": any(survey.role == role for survey in needs.survey),
         "answers on several views": needs.views > 1,
-        "answers on images that it changes": changes(method, "batch"),
+        "answers on images that it changes": changes(method, "batch") or changes(method, "choose"),
         "answers on images that the recipe mixes": recipe.augment.cutmix is not None,
     }
     if what := next((what for what, wanted in asked.items() if wanted), None):
         raise Refusal(f"{name} needs {what}, but the {role} is a file of answers to the training examples as they are")
 
 
+class Voice:
+    """A frozen role, as a step hears it."""
+
+    def __call__(self, batch: Batch) -> Out:
+        """What it says of a batch and of its further views."""
+        raise NotImplementedError
+
+    def ready(self, batches: Sequence[Tensor], first: int, key: tuple[int, int], stop: Callable[[], bool]) -> bool:
+        """Whether the next steps may begin: on these batches of the epoch `key[1]`, of which `first` is the first.
+
+        What is made for them beforehand is made now, unless `stop` asks to end.
+        """
+        return True
+
+    def settle(self) -> tuple[Seconds, Seconds]:
+        """Since last asked: the time that its forward passes would have taken but for what was stored, and the time
+        that was spent on storing and finding that instead.
+        """
+        return Seconds(), Seconds()
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
 @dataclass(frozen=True)
-class Live:
+class Live(Voice):
     """A frozen role that runs on every batch."""
 
     tapped: Tapped
@@ -79,7 +106,7 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Voice):
     """A frozen role whose answers on the training split (N, ...) are looked up."""
 
     role: str
@@ -88,9 +115,6 @@ class Stored:
     def __call__(self, batch: Batch) -> Out:
         # Of one view: see `exact`, `check_box`.
         return Out(self.role, batch.task.rows(self.answers.index_select(0, batch.index_B), batch))
-
-    def close(self) -> None:
-        """There is nothing to let go of."""
 
 
 def dropout_of(model: nn.Module, role: str) -> list[nn.Module]:

@@ -56,6 +56,9 @@ def make_optimizer(
     """
     groups = parameter_groups(modules, optimizer, rates)
     options: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in optimizer.options.items()}
+    on_cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    if on_cuda and optimizer.name in ("sgd", "adamw") and not {"foreach", "fused", "differentiable"} & set(options):
+        options["fused"] = True  # one kernel a step instead of one an operation
     try:
         if optimizer.name == "sgd":
             return torch.optim.SGD(

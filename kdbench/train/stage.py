@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.batches import Source
 from kdbench.method import Stage
 from kdbench.models.taps import Tapped
 from kdbench.suite.fields import Recipe
-from kdbench.train.frozen import Live, Stored
+from kdbench.train.frozen import Voice
 from kdbench.train.state import State
 
 
@@ -76,7 +77,8 @@ class StageRun:
     first_epoch: int  # epochs of the stages before it: its augmentation differs from theirs
     first_report: int
     learners: dict[str, Learner]
-    frozen: dict[str, Live | Stored] = field(default_factory=dict)
+    source: Source  # of its examples: the training split, or what the method chose
+    frozen: dict[str, Voice] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
     indices: Tensor | None = None  # of the examples of an epoch that has begun

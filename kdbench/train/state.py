@@ -15,6 +15,7 @@ from kdbench.losses import wide
 from kdbench.method import Method, Plan
 from kdbench.suite.fields import Recipe
 from kdbench.tasks import Metric, combined
+from kdbench.train.table import Shelf
 
 
 class Diverged(Exception):
@@ -32,6 +33,7 @@ class Training:
     recipe: Recipe
     seed: int
     folders: Mapping[str, Path] = field(default_factory=dict)  # of frozen roles: where their surveys are kept
+    shelves: Mapping[str, Shelf] = field(default_factory=dict)  # of frozen roles: where their answers may be kept
 
 
 @dataclass
@@ -46,6 +48,7 @@ class State:
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    looked_up: float = 0.0  # of `seconds`, what frozen roles would have taken whose answers were looked up
     images: int = 0
     tensors: dict[str, Any] = field(
         default_factory=dict
@@ -63,11 +66,13 @@ class Trained:
     curves: dict[str, list[float | None]]
     seconds: float
     cpu_seconds: float  # of this process's threads
+    looked_up: float  # of `seconds`, see `State`
     images: int
     epochs: int
     learner_parameters: int
     head_parameters: int
     notes: tuple[str, ...] = ()  # sentences for the result
+    queries: int | None = None  # about which frozen roles were asked, where the method chooses
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.batch import Batch
 from kdbench.data.batches import mixed, stream
+from kdbench.data.mixtures import targets as targets_of
 from kdbench.method import Refusal
 from kdbench.streams import derive, seeded
 from kdbench.train.frozen import say
@@ -42,7 +43,10 @@ class Stepper:
         step = slice(run.step * length.accumulate, (run.step + count) * length.accumulate)
         batches = run.indices[: len(run.indices) // length.batch * length.batch].split(length.batch)[step]
         key = (training.seed, run.first_epoch + epoch)
-        pixels: Any = stream(training.data.train, batches, recipe, key, self.needs.views)
+        for voice in run.frozen.values():
+            if not voice.ready(batches, step.start, key, lambda: self.interrupt.asked):
+                return 0
+        pixels: Any = stream(run.source, batches, recipe, key, self.needs.views)
         rng = torch.Generator(self.device).manual_seed(derive(training.seed, "method", run.number, epoch))
         # One generator for dropout and the like, reseeded each epoch: a resumed epoch repeats itself exactly.
         with seeded(training.seed, "dropout", run.number, epoch), contextlib.closing(pixels):
@@ -73,7 +77,7 @@ class Stepper:
     ) -> Batch:
         """What the learners see, after the recipe's mixing and the method's."""
         data, method, recipe = self.training.data, self.training.method, self.training.recipe
-        targets = data.task.targets(data.train.labels[index_B])
+        targets = targets_of(run.source, data.task, index_B)
         (x, *views), targets = mixed(seen, targets, index_B, recipe, key)
         batch = Batch(
             x,

@@ -7,6 +7,7 @@ Image-shaped ones then take the crop and flip that the pixels of their example t
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Surveyed:
 
     survey: Survey
     values_N: Tensor
+    seconds: tuple[float, float]  # of the clock and of the processor, that it took to make, whoever made it
+    kept: bool = False  # whether it had been made before
 
     def of(self, index_B: Tensor, augment: Augment, key: tuple[int, int]) -> Tensor:
         """The values (B, ...) of a batch; `key` is (seed, epoch)."""
@@ -50,17 +53,21 @@ def survey(asked: Survey, model: nn.Module, data: DataSet, augment: Augment, fol
     if asked.image:
         _check_augmentation(asked, augment, data)
     path = None if folder is None else folder / "surveys" / f"{_key(asked)}.safetensors"
-    values_N = _kept(path, len(data.train.labels)) if path is not None else None
-    if values_N is None:
-        values_N = _made(asked, model, data)
+    found = kept = _kept(path, len(data.train.labels)) if path is not None else None
+    if found is None:
+        clock, cpu = time.perf_counter(), time.process_time()
+        values_N = _made(asked, model, data).cpu().contiguous()
+        seconds = torch.tensor([time.perf_counter() - clock, time.process_time() - cpu], dtype=torch.float64)
+        found = {"values": values_N, "seconds": seconds}
         if path is not None:
             try:
-                write_atomically(path, save({"values": values_N.cpu().contiguous()}))
+                write_atomically(path, save(found))
             except OSError as error:
                 raise UserError(
                     f"{path}: cannot write the survey ({error.strerror}); free space, or give --runs DIR"
                 ) from error
-    return Surveyed(asked, values_N.to(data.train.labels.device))
+    clock_seconds, cpu_seconds = found["seconds"].tolist()
+    return Surveyed(asked, found["values"].to(data.train.labels.device), (clock_seconds, cpu_seconds), kept is not None)
 
 
 def _key(asked: Survey) -> str:
@@ -69,15 +76,17 @@ def _key(asked: Survey) -> str:
     return f"{asked.name}.{asked.revision}.{maker}"
 
 
-def _kept(path: Path, examples: int) -> Tensor | None:
+def _kept(path: Path, examples: int) -> dict[str, Tensor] | None:
+    """What was kept: `values` and `seconds`; None where there is nothing, or nothing whole."""
+    found: dict[str, Tensor] = {}
     try:
-        values_N = load(path.read_bytes())["values"]
+        found = load(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, KeyError):
-        values_N = torch.empty(0)
-    if len(values_N) == examples:
-        return values_N
+    except (OSError, SafetensorError):
+        pass
+    if {"values", "seconds"} <= found.keys() and len(found["values"]) == examples:
+        return found
     set_aside(path)
     return None
 

@@ -29,9 +29,10 @@ from kdbench.train import checkpoint, evaluate, gates, memory, prefixes, teacher
 from kdbench.train.devices import one_thread
 from kdbench.train.engine import Engine
 from kdbench.train.prefixes import THRESHOLDS, Steps
-from kdbench.train.provenance import provenance
+from kdbench.train.provenance import device_name, provenance, versions
 from kdbench.train.recipe import precision_on
 from kdbench.train.state import Diverged, Progress, Trained, Training
+from kdbench.train.table import Shelf
 from kdbench.train.teachers import Frozen
 
 
@@ -39,7 +40,8 @@ from kdbench.train.teachers import Frozen
 class Workbench:
     """Shared by all jobs of one process. `watch` hears of every epoch, `warn` of damaged files.
 
-    `timed`: whether the latency of deployed answers is measured.
+    `timed`: whether the latency of deployed answers is measured. `room`: bytes that teachers' stored answers on views
+    of training examples may take below `runs`; 0: every teacher runs on every batch.
     """
 
     data: DataSet
@@ -49,6 +51,8 @@ class Workbench:
     warn: Callable[[str], None] = lambda sentence: None
     frozen: dict[str, Frozen] = field(default_factory=dict)
     timed: bool = True
+    room: int = 0
+    told: set[str] = field(default_factory=set)  # warnings that would come with every job
 
     @classmethod
     def load(cls, job: Job, root: Path, device: torch.device, runs: Path, **callbacks: Any) -> Workbench:
@@ -118,6 +122,7 @@ class Workbench:
             recipe=job.recipe,
             seed=job.seed,
             folders={role: teachers.folder_of(self.runs, spec) for role, spec in job.frozen.items()},
+            shelves={role: self._shelf(spec, frozen[role]) for role, spec in job.frozen.items()} if self.room else {},
         )
         path = checkpoint.path_of(self.runs, job.key)
         trained = Engine(
@@ -131,6 +136,22 @@ class Workbench:
             if teachers.fingerprint(model.model) != model.record.sha256:
                 raise RuntimeError(f"the frozen {role} changed while it taught; its sha256 no longer fits")
         return trained
+
+    def _shelf(self, spec: FrozenRole, found: Frozen) -> Shelf:
+        """Where the answers of a frozen role are kept, and all of a machine that may change a bit of them."""
+        identity = {
+            "teacher": found.record.sha256,
+            "data": [self.data.fingerprint, self.data.split, self.data.mean, self.data.std],
+            "device": device_name(self.device),
+            "versions": versions(),
+            "scan": scan.backend_in_use(found.model),
+        }
+        return Shelf(teachers.folder_of(self.runs, spec), identity, self.room, self._warn_once)
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self.told:
+            self.told.add(sentence)
+            self.warn(sentence)
 
     def _measure(
         self,
@@ -165,6 +186,7 @@ class Workbench:
         cost = Cost(
             train_seconds=trained.seconds,
             cpu_seconds=trained.cpu_seconds,
+            looked_up_seconds=trained.looked_up,
             teacher_seconds=sum(model.record.train_seconds for model in frozen.values()),
             images_per_second=trained.images / max(trained.seconds, 1e-9),
             peak_memory_mb=peak,
@@ -178,6 +200,8 @@ class Workbench:
             latency_ms_batch256=self._latency(trained.answer, 256),
             epochs=trained.epochs,
             trials=job.trials,
+            queries=trained.queries,
+            zeros=size.zeros(trained.answer),
         )
         if final:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in trained.answer.state_dict().items()}

@@ -49,7 +49,7 @@ def sweep(
             for seed in chosen:
                 job = variant(suite, pair, label, {RATE: rate * factor}, bench.data.fingerprint, seed=seed)
                 result, _ = runner.do(job, bench, store, ("val",))
-                said = result.status
+                said: str = result.status
                 if result.status == "ok":
                     values.append(result.scores[name])
                     said = metric.number(values[-1])

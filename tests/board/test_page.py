@@ -87,6 +87,23 @@ def test_the_details_table() -> None:
     assert details[4] == ["`kd` (reference)", "90.0%", "", "0.500", "0.020", "1k", "40k", "1.5k", "1.00×", "100 MiB"]
 
 
+def test_rare_costs_have_a_column_where_a_row_has_one() -> None:
+    done, given = records("p", PAIR), heading({"p": list(PAIR)}, 5)
+    assert "zeros" not in (plain_page := markdown(rank(given, done)))
+    assert "**queries**" not in plain_page
+    changed = [
+        dataclasses.replace(r, cost=dataclasses.replace(r.cost, zeros=900, queries=12_000)) if r.method == "kd" else r
+        for r in done
+    ]
+    text = markdown(rank(given, changed))
+    details = tables(text)[1]
+    assert details[0][-2:] == ["zeros", "queries"]
+    by_name = {row[0]: row[-2:] for row in details[2:]}
+    assert (by_name["`kd` (reference)"], by_name["`none` (floor)"]) == (["90%", "12,000"], ["", ""])
+    assert by_name["**teacher**"] == ["", ""]
+    assert "**queries**: different examples about which the teacher was asked" in text
+
+
 def test_every_seed_is_printed() -> None:
     seeds_table = tables(page())[2]
     assert seeds_table[0] == ["test top-1 (%)", *(f"seed {i}" for i in range(5))]

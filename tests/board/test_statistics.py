@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.board.statistics import holm, interval, iqm, iqm_interval, mean_ranks, paired, smallest_claim, wilcoxon
+from kdbench.board.statistics import (
+    draws,
+    holm,
+    interval,
+    iqm,
+    iqm_interval,
+    mean_ranks,
+    paired,
+    smallest_claim,
+    wilcoxon,
+)
 
 FIVE = [70.1, 70.9, 69.8, 71.2, 70.4]
 
@@ -155,3 +165,26 @@ def test_wilcoxon_is_exact_and_silent_below_six_settings() -> None:
 
 def test_mean_ranks_share_ties() -> None:
     assert mean_ranks([[70.0, 72.0, 71.0], [60.0, 60.0, 50.0]]) == [(3 + 1.5) / 2, (1 + 1.5) / 2, (2 + 3) / 2]
+
+
+def test_settings_of_as_many_seeds_are_resampled_alike() -> None:
+    """What is drawn depends on sizes alone: a gain that is larger by two everywhere has an interval two higher."""
+    strata = [list(np.random.default_rng(i).normal(size=5)) for i in range(4)]
+    first = iqm_interval(strata, resamples=5_000, enumerated=0)
+    moved = iqm_interval([[x + 2.0 for x in stratum] for stratum in strata], resamples=5_000, enumerated=0)
+    assert moved == pytest.approx([x + 2.0 for x in first])
+
+
+def test_a_drawn_interval_is_near_that_of_a_plain_loop() -> None:
+    strata = [list(np.random.default_rng(i).normal(size=n)) for i, n in enumerate((4, 6, 9))]
+    rng = np.random.default_rng(0)
+    means = [
+        stats.trim_mean(np.concatenate([rng.choice(stratum, len(stratum)) for stratum in strata]), 0.25)
+        for _ in range(4_000)
+    ]
+    _, low, high = iqm_interval(strata, resamples=50_000)
+    assert (low, high) == pytest.approx((np.quantile(means, 0.025), np.quantile(means, 0.975)), abs=0.04)
+
+
+def test_a_million_resamples_are_drawn_of_few_values_only() -> None:
+    assert [draws(values) for values in (15, 20, 21, 1500)] == [1_000_000, 1_000_000, 30_000, 30_000]

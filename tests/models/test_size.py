@@ -202,3 +202,12 @@ def test_what_the_board_says_of_mamba_s_formulas_is_what_comes_on_top(monkeypatc
     channels = 2 * dim
     formulas = depth * tokens * (channels * (4.5 * state + 2) + 2.5 * dim)
     assert full - flops.count(model, (1, 8, 8))[1] == formulas
+
+
+def test_zeros_are_counted_in_matrices_and_convolutions_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+    assert flops.zeros(net) == 0  # BatchNorm's shifts are 0
+    with torch.no_grad():
+        net[0].weight[0].zero_()
+        net[3].weight[0, 1] = 0
+    assert flops.zeros(net) == 10

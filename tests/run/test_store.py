@@ -205,3 +205,14 @@ def _with_defaults(path: Path) -> dict[str, object]:
     again, before = json.loads(read(path).to_json()), json.loads(path.read_text())
     again["cost"] = {name: again["cost"][name] for name in before["cost"]}
     return again
+
+
+def test_costs_that_say_nothing_are_left_out_of_a_record() -> None:
+    """Records of before have none of them, and are read as they are."""
+    cost = dataclasses.replace(WHOLE.cost, queries=None, zeros=0)
+    plain = dataclasses.replace(WHOLE, cost=cost).to_json()
+    assert "queries" not in plain
+    assert "zeros" not in plain
+    told = dataclasses.replace(WHOLE, cost=dataclasses.replace(cost, queries=140, zeros=7))
+    assert Result.from_json(told.to_json()) == told
+    assert Result.from_json(plain).cost == cost

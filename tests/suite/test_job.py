@@ -110,6 +110,27 @@ def test_fewer_epochs_are_marked_and_have_other_keys(tmp_path: Path) -> None:
     assert {job.frozen["teacher"].recipe.epochs for job in short.values()} == {2}
 
 
+def test_a_warm_up_that_ends_inside_a_step_says_that_it_stays_below_the_rate(tmp_path: Path) -> None:
+    # Where it may, and nowhere else: results from before the repair are stale there, and all others are current.
+    chain = "  chain:\n" + "seeds"
+    ladder = SUITE.replace("student: mlp}", "student: mlp, ta: mlp}").replace("student: cnn}", "student: cnn, ta: mlp}")
+
+    def marked(warmup: float) -> set[str]:
+        schedule = f"schedule: {{name: cosine, warmup_epochs: {warmup}}}"
+        text = ladder.replace("batch_size: 64", f"batch_size: 64, {schedule}").replace("seeds", chain)
+        made = jobs(tmp_path, text)
+        return {
+            label for (_, label, _), job in made.items() if "warmup_at_most" in job.content["recipe"]["schedule"]
+        } | {"teacher" for job in made.values() if "warmup_at_most" in str(job.frozen["teacher"].content)}
+
+    assert marked(0) == set()
+    assert marked(1) == set()  # chain's stages are of 10 epochs here, as the recipe's
+    assert marked(0.3) == {"none", "kd", "soft", "chain", "teacher"}
+    uneven = ladder.replace("seeds", "  chain: {method: chain, share: 0.75}\nseeds")
+    made = jobs(tmp_path, uneven.replace("batch_size: 64", "batch_size: 64, schedule: {warmup_epochs: 1}"))
+    assert {c[1] for c, job in made.items() if "warmup_at_most" in job.content["recipe"]["schedule"]} == {"chain"}
+
+
 def test_shortening_keeps_the_shape_of_the_schedule() -> None:
     recipe = Recipe(epochs=240, schedule=Schedule(name="multistep", milestones=(150, 180, 210)))
     assert shortened(recipe, 24).schedule.milestones == (15, 18, 21)

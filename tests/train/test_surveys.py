@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,6 +128,27 @@ def test_a_survey_is_kept_beside_its_role_and_made_once(loaded, tmp_path) -> Non
     survey(Survey("answers", "teacher", answers), teacher, loaded, Augment(), tmp_path)
     assert sum(calls) == 3 * len(loaded.train.labels)
     assert len([p for p in (tmp_path / "surveys").iterdir() if p.suffix == ".safetensors"]) == 3
+
+
+def test_a_survey_counts_as_training_whoever_made_it(loaded, tmp_path) -> None:
+    """The second training finds it made, and is no cheaper for that; a resumed one does not pay again."""
+
+    def slow(model, x):
+        time.sleep(0.3)
+        return answers(model, x)
+
+    def made():
+        work = task(Surveying(asked=(Survey("slow", "teacher", slow),)), loaded)
+        return dataclasses.replace(work, folders={"teacher": tmp_path})
+
+    saved = []
+    first = Engine(made(), save=lambda state: saved.append(snapshot(state))).train()
+    second = Engine(made()).train()
+    assert min(first.seconds, second.seconds) > 0.3
+    again = Engine(made(), state=saved[-1])
+    before = again.state.seconds
+    again._survey()
+    assert again.state.seconds == before
 
 
 def test_all_values_can_be_finished_together(loaded) -> None:

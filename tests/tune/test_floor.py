@@ -28,7 +28,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_floor_is_trained_at_each_rate_and_kept(folder: Path) -> None:
-    first = kdbench(folder, "recipe", "s.yaml", "--factors", "0.5,2", "--seeds", "2", "--results", "board")
+    command = ("recipe", "s.yaml", "--factors", "0.5,2", "--seeds", "2", "--results", "board")
+    first = kdbench(folder, *command)
     assert (first.returncode, "converged" in first.stdout) == (0, True), first.stderr
     (floor,) = json.loads((folder / "board" / "recipes" / "rates.json").read_text())
     assert set(floor["scores"]) == {"0.5", "1", "2"}
@@ -42,7 +43,7 @@ def test_the_floor_is_trained_at_each_rate_and_kept(folder: Path) -> None:
     rates = {record["job"]["recipe"]["optimizer"]["lr"] for record in records}
     assert rates == {0.01, 0.02, 0.04}
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "recipe").rglob("*.json")}
-    assert kdbench(folder, "recipe", "s.yaml", "--factors", "0.5,2", "--seeds", "2", "--results", "board").returncode == 0
+    assert kdbench(folder, *command).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs" / "recipe").rglob("*.json")} == before
 
 
