@@ -104,7 +104,8 @@ class Ray:
         except self._ray.exceptions.RayError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             user = isinstance(error, self._ray.exceptions.RayTaskError)  # a traceback, its error last
-            return Lost(lines[-1 if user else 0] if lines else type(error).__name__)
+            told = lines[-1 if user else 0] if lines else type(error).__name__
+            return Lost(told if user else told.partition(". ")[0])
         return answer
 
     def cancel(self, handles: Collection[Hashable]) -> None:

@@ -136,16 +136,12 @@ class Remote:
         return self.roster.summary()
 
     def _launch(self, running: dict[Hashable, tuple[Assignment, int]]) -> None:
-        chosen: list[Assignment] = []
-        while self.limit is None or len(running) + len(chosen) < self.limit:
+        due: list[Assignment] = []
+        while self.limit is None or len(running) + len(due) < self.limit:
             if (assignment := self.roster.take()) is None:
                 break
-            if assignment.job and self._stored(assignment):
-                self.roster.done(assignment, trained=False)
-            elif self._free(assignment.key):
-                chosen.append(assignment)
-            else:
-                self.roster.held(assignment)
+            due.append(assignment)
+        chosen = self._missing(due)
         handles = self.executor.launch([self._call(assignment) for assignment in chosen]) if chosen else []
         for assignment, handle in zip(chosen, handles, strict=True):
             running[handle] = assignment, self._stamp(assignment.key)
@@ -153,6 +149,21 @@ class Remote:
                 self.roster.listener.started(assignment.job)
         if not running:
             time.sleep(0.2)  # all that waits is being done by others
+
+    def _missing(self, due: Sequence[Assignment]) -> list[Assignment]:
+        """Those that nobody has done, or is doing."""
+        roster = self.roster
+        if due:
+            roster.store.refresh(*(assignment.key for assignment in due))
+        chosen: list[Assignment] = []
+        for assignment in due:
+            if assignment.job and roster.store.done(assignment.key):
+                roster.done(assignment, trained=False)
+            elif self._free(assignment.key):
+                chosen.append(assignment)
+            else:
+                roster.held(assignment)
+        return chosen
 
     def _call(self, assignment: Assignment) -> Task:
         last = assignment.cramped or not self.executor.crowded
@@ -174,15 +185,12 @@ class Remote:
         except FileNotFoundError:
             return 0
 
-    def _stored(self, assignment: Assignment) -> bool:
-        self.roster.store.refresh(assignment.key)
-        return self.roster.store.done(assignment.key)
-
     # what is heard ---------------------------------------------------------------------------------------------------
     def _hear(self, assignment: Assignment, stamp: int, answer: list[Event] | Lost) -> None:
         roster = self.roster
         if isinstance(answer, Lost):
-            if assignment.job and self._stored(assignment):  # it died with its work done
+            roster.store.refresh(assignment.key)
+            if assignment.job and roster.store.done(assignment.key):  # it died with its work done
                 roster.done(assignment, trained=True)
                 return
             if self._stamp(assignment.key) != stamp:

@@ -60,7 +60,6 @@ def test_a_node_that_is_killed_costs_nothing(tmp_path: Path, monkeypatch: pytest
             (node,) = [node for node in nodes if node.all_processes["raylet"][0].process.pid == raylet]
             cluster.remove_node(node, allow_graceful=False)
             killed.append(saved[0].stem)
-            cluster.add_node(num_cpus=1)
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
