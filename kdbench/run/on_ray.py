@@ -64,13 +64,21 @@ class Ray:
                 said = str(error).strip().splitlines()
                 raise UserError(f"--ray-address {self.address}: {said[0] if said else 'no such cluster'}") from error
             self._began = True
-        here = bool(ray.cluster_resources().get("GPU"))
+        try:
+            self._settle()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _settle(self) -> None:
+        """What the cluster decides: whether GPUs are used. And whether every node can do the work."""
+        here = bool(self._ray.cluster_resources().get("GPU"))
         if self.gpus is None:
             self.gpus = 1.0 if here and self.wanted != "cpu" else 0.0
         if self.gpus and not here:
             raise UserError(f"--gpus-per-job {self.gpus:g}: no node of the Ray cluster has a GPU; start one, or give 0")
         self._probe()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
