@@ -41,8 +41,6 @@ from kdbench.cli.options import (
     Workers,
     console,
     emit,
-    hired,
-    parse_duration,
     parse_seeds,
     refuse_hidden,
     teller,
@@ -50,6 +48,7 @@ from kdbench.cli.options import (
 )
 from kdbench.cli.recipe import recipe
 from kdbench.cli.show import doctor, show
+from kdbench.cli.team import Elsewhere, ExecutorOf, GpusPerJob, RayAddress, SlurmOptions, Wanted, Where
 from kdbench.cli.tune import tune
 from kdbench.errors import UserError, shown
 from kdbench.run.opened import CACHE_GB, Setting
@@ -119,16 +118,21 @@ def run(
     track: TrackOf = Track.default,
     shard: ShardOf = None,
     teachers_only: TeachersOnly = False,
+    executor: ExecutorOf = Where.local,
+    ray_address: RayAddress = None,
+    gpus_per_job: GpusPerJob = None,
+    slurm: SlurmOptions = None,
     no_plugins: NoPlugins = False,
     as_json: Json = False,
 ) -> None:
     """Train every job of a suite that has no result yet, then write the board."""
     chosen, listed = tuple(only or ()), parse_seeds(seeds)
     setting = Setting(suite, data_root, results, runs, chosen, listed, epochs, track=track.value, cache_gb=cache_gb)
+    wanted = Wanted(device, workers, devices, timeout, Elsewhere(executor, ray_address, gpus_per_job, slurm))
     if teachers_only:
-        _teach(setting, Shard.parse(shard), device, workers, devices, timeout, dry_run, as_json)
+        _teach(setting, Shard.parse(shard), wanted, dry_run, as_json)
     else:
-        _run(replace(setting, shard=Shard.parse(shard)), device, workers, devices, timeout, dry_run, as_json)
+        _run(replace(setting, shard=Shard.parse(shard)), wanted, dry_run, as_json)
 
 
 @app.command()
@@ -151,7 +155,7 @@ def retry(
     """Do the jobs again that failed, diverged or were skipped, and no others."""
     chosen, listed = tuple(only or ()), parse_seeds(seeds)
     setting = Setting(suite, data_root, results, runs, chosen, listed, again=True, cache_gb=cache_gb)
-    _run(setting, device, workers, devices, timeout, dry_run, as_json)
+    _run(setting, Wanted(device, workers, devices, timeout), dry_run, as_json)
 
 
 @app.command()
@@ -299,17 +303,8 @@ app.command()(recipe)
 app.command()(tune)
 
 
-def _run(
-    setting: Setting,
-    device: str,
-    workers: int,
-    devices: str | None,
-    timeout: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """`run` and `retry`: at once where nothing is pending, else in this process or with workers."""
-    seconds = parse_duration(timeout) if timeout else None
+def _run(setting: Setting, wanted: Wanted, dry_run: bool, as_json: bool) -> None:
+    """`run` and `retry`: at once where nothing is pending, else in this process or by others."""
     screen = console(stderr=True)
     seen = setting.glance(teller(screen))
     nothing = seen.certain and not seen.pending and not dry_run
@@ -325,44 +320,34 @@ def _run(
         screen.print(f"{name}: {jobs}; loading PyTorch and the data", markup=False, highlight=False, soft_wrap=True)
         from kdbench.cli.session import Session
 
-        team = hired(workers, device, devices, pending, apart=timeout is not None)
-        session = Session.open(seen, "cpu" if team.workers else device, screen)
+        team = wanted.team(setting, pending)
+        session = Session.open(seen, "cpu" if team.apart else wanted.device, screen)
         if dry_run:
             _print_plan(session, as_json, cost=False)
             return
         if session.jobs:
             if team.why:
                 screen.print(team.why, markup=False, highlight=False, soft_wrap=True)
-            sys.exit(session.run(console(), as_json, team, seconds))
+            sys.exit(session.run(console(), as_json, team))
     typer.echo("nothing to retry: no job failed, diverged or was skipped")
 
 
-def _teach(
-    setting: Setting,
-    shard: Shard | None,
-    device: str,
-    workers: int,
-    devices: str | None,
-    timeout: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def _teach(setting: Setting, shard: Shard | None, wanted: Wanted, dry_run: bool, as_json: bool) -> None:
     """`run --teachers-only`: the frozen roles of all jobs, done or not; or this share of them."""
     from kdbench.cli.session import Session
     from kdbench.run import runner, teaching
 
-    seconds = parse_duration(timeout) if timeout else None
     screen = console(stderr=True)
     seen = setting.glance(teller(screen))
-    team = hired(workers, device, devices, len(runner.first_roles(seen.jobs)), apart=seconds is not None)
-    session = Session.open(seen, "cpu" if team.workers else device, screen)
+    team = wanted.team(setting, len(runner.first_roles(seen.jobs)))
+    session = Session.open(seen, "cpu" if team.apart else wanted.device, screen)
     roles = runner.first_roles(session.jobs)
     roles = shard.roles(roles) if shard else roles
     if dry_run:
         here = teaching.kept(roles, setting.runs)
         emit([{"key": r.key, "model": r.model.model, "here": "yes" if r.key in here else "no"} for r in roles], as_json)
         return
-    sys.exit(session.teach(roles, as_json, team, seconds))
+    sys.exit(session.teach(roles, as_json, team))
 
 
 def _print_plan(session: Session, as_json: bool, *, cost: bool) -> None:

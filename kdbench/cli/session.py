@@ -14,8 +14,6 @@ from kdbench.cli.options import emit, warn
 from kdbench.cli.report import Report
 from kdbench.models.make import Sizes
 from kdbench.run import teaching
-from kdbench.run.crew import Crew
-from kdbench.run.machine import Staff
 from kdbench.run.opened import Glance, Setting, try_models
 from kdbench.run.progress import display
 from kdbench.run.runner import Listener, run
@@ -28,6 +26,8 @@ from kdbench.train.workbench import Workbench
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from kdbench.cli.team import Team
 
 
 @dataclass
@@ -113,15 +113,15 @@ class Session:
                 )
         return rows
 
-    def run(self, console: Console, as_json: bool, staff: Staff, timeout: float | None) -> int:
-        """Do the jobs, in this process or with workers, publish the board, print the tables; the exit code."""
+    def run(self, console: Console, as_json: bool, team: Team) -> int:
+        """Do the jobs, in this process or by others, publish the board, print the tables; the exit code."""
         pending = [job for job in self.jobs if not self.store.done(job.key)]
         try:
             with self._watched(pending) as listener:
-                if not staff.workers:
+                if not team.apart:
                     summary = run(self.jobs, self.bench, self.store, listener)
                 else:
-                    summary = self._crew(staff, timeout, listener).run()
+                    summary = team.trainers(self.jobs, self.store, self.setting, listener).run()
         except KeyboardInterrupt:
             left = sum(not self.store.done(job.key) for job in self.jobs)
             self.console.print(
@@ -130,18 +130,18 @@ class Session:
             return 130
         return Report(self.suite, self.jobs, self.store, self.setting, summary).say(console, as_json)
 
-    def teach(self, roles: Sequence[FrozenRole], as_json: bool, staff: Staff, timeout: float | None) -> int:
+    def teach(self, roles: Sequence[FrozenRole], as_json: bool, team: Team) -> int:
         """Make frozen roles and nothing else, say what there is now; the exit code, 1 if one may not teach."""
         runs = self.setting.runs
         before = teaching.kept(roles, runs)
         try:
             with self._watched([]) as listener:
-                if not staff.workers:
+                if not team.apart:
                     broken = teaching.make(roles, self.bench)
                 else:
-                    crew = self._crew(staff, timeout, listener, roles)
-                    crew.run()
-                    broken = crew.roster.broken
+                    trainers = team.trainers(self.jobs, self.store, self.setting, listener, roles)
+                    trainers.run()
+                    broken = trainers.roster.broken
         except KeyboardInterrupt:
             self.console.print("stopped. The same command continues where this one stopped.")
             return 130
@@ -162,11 +162,6 @@ class Session:
         with display(self.console, pending) as shown:
             self.bench.watch, self.bench.warn = shown.epoch, shown.warn
             yield Listener(shown.started, shown.finished, shown.epoch, shown.warn)
-
-    def _crew(
-        self, staff: Staff, timeout: float | None, listener: Listener, roles: Sequence[FrozenRole] | None = None
-    ) -> Crew:
-        return Crew(self.jobs, self.store, self.setting, staff.workers, staff.devices, timeout, listener, roles)
 
 
 def _roles(job: Job) -> str:

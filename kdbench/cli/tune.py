@@ -22,6 +22,7 @@ from kdbench.cli.options import (
     console,
     hired,
 )
+from kdbench.cli.team import Elsewhere, ExecutorOf, GpusPerJob, RayAddress, SlurmOptions, Where
 from kdbench.run.opened import CACHE_GB
 
 
@@ -50,6 +51,10 @@ def tune(
         Path, typer.Option("--results", help="Folder of the boards; winners go to its tuned/<suite>/.", metavar="DIR")
     ] = LEADERBOARD,
     runs: Runs = RUNS,
+    executor: ExecutorOf = Where.local,
+    ray_address: RayAddress = None,
+    gpus_per_job: GpusPerJob = None,
+    slurm: SlurmOptions = None,
     cache_gb: CacheGb = CACHE_GB,
     no_plugins: NoPlugins = False,
     status: Annotated[bool, typer.Option("--status", help="Show the studies, and stop.")] = False,
@@ -89,9 +94,18 @@ def tune(
     from kdbench.tune.order import Order
 
     budget = tune_of(loaded).trials + extra
-    order = Order(Setting(suite, data_root, results, runs, tuple(only or ()), cache_gb=cache_gb), url, extra)
-    team = hired(workers if workers == AUTO or workers > 1 else 0, device, None, len(loaded.cells) * budget)
+    setting = Setting(suite, data_root, results, runs, tuple(only or ()), cache_gb=cache_gb)
     screen = console(stderr=True)
+    elsewhere = Elsewhere(executor, ray_address, gpus_per_job, slurm).executor(setting, device)
+    if elsewhere is not None:
+        from kdbench.tune.elsewhere import meeting_place
+
+        if workers < 1:
+            raise UserError(f"--executor {executor.value}: expects how many tune at a time: --workers N")
+        order = Order(setting, meeting_place(url, executor.value), extra)
+        sys.exit(session.run(order, device, workers, (), screen, console(), elsewhere))
+    order = Order(setting, url, extra)
+    team = hired(workers if workers == AUTO or workers > 1 else 0, device, None, len(loaded.cells) * budget)
     if team.why:
         screen.print(team.why, markup=False, highlight=False, soft_wrap=True)
     sys.exit(session.run(order, device, team.workers, team.devices, screen, console()))

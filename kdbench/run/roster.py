@@ -32,6 +32,7 @@ class Assignment:
     needs: frozenset[str] = frozenset()  # keys of frozen roles that go first
     not_before: float = 0.0
     deaths: int = 0
+    cramped: bool = False  # it ran out of memory beside others
 
 
 @dataclass

@@ -10,14 +10,21 @@ import contextlib
 import faulthandler
 import signal
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import UserError
 from kdbench.run.opened import Setting
 from kdbench.run.processes import follow
 
-# Events: (name, *arguments)
+if TYPE_CHECKING:
+    from kdbench.run.store import Store
+    from kdbench.suite.job import FrozenRole, Job
+    from kdbench.train.workbench import Workbench
+
+Event = tuple[Any, ...]  # (name, *arguments)
 READY, EPOCH, WARN, DONE, TAUGHT, BUSY, MEMORY, SPENT, STOP = (
     "ready", "epoch", "warn", "done", "taught", "busy", "memory", "spent", "stop",
 )  # fmt: skip
@@ -38,45 +45,69 @@ def main(connection: Connection, setting: Setting, device: str, threads: int, pa
 def _serve(connection: Connection, setting: Setting, device: str, threads: int) -> None:
     import torch
 
-    from kdbench.run import runner
-    from kdbench.run.log import captured, path_of
-
     if threads:
         torch.set_num_threads(threads)
     faulthandler.enable()
-    opened = setting.open(device)
-    bench, store = opened.bench, opened.store
-    bench.watch = lambda what, progress: connection.send((EPOCH, what, progress))
-    bench.warn = lambda sentence: connection.send((WARN, sentence))
-    jobs = {job.key: job for job in opened.jobs}
-    roles = {role.key: role for job in opened.jobs for role in job.frozen.values()}
+    desk = Desk.open(setting, device)
+    desk.bench.watch = lambda what, progress: connection.send((EPOCH, what, progress))
+    desk.bench.warn = lambda sentence: connection.send((WARN, sentence))
     connection.send((READY,))
     while (task := connection.recv()) is not None:
-        kind, key, last = task
-        if key not in (jobs if kind == "job" else roles):
-            raise UserError(f"{setting.suite}: it was changed while it ran; run it again")
-        with captured(path_of(setting.runs, key)), warnings.catch_warnings():
-            connection.send(_event(runner, kind, key, last, jobs, roles, bench, store))
-        if bench.device.type == "cuda" and _spoilt(torch):
+        connection.send(desk.do(*task))
+        if desk.bench.device.type == "cuda" and _spoilt(torch):
             connection.send((SPENT,))
             return
 
 
-def _event(
-    runner: Any, kind: str, key: str, last: bool, jobs: Any, roles: Any, bench: Any, store: Any
-) -> tuple[Any, ...]:
-    if kind == "teacher":
-        return (TAUGHT, key, runner.teach(roles[key], bench))
-    try:
-        _, trained = runner.do(jobs[key], bench, store)
-    except runner.Busy:
-        return (BUSY, key)
-    except runner.OutOfMemory as error:
-        if not last:
-            return (MEMORY, key, str(error))
-        store.write(runner.failed(jobs[key], str(error)))
-        return (DONE, key, True)
-    return (DONE, key, trained)
+@dataclass
+class Desk:
+    """A suite that was opened once, on a device, and the tasks of it that are done there, one at a time."""
+
+    setting: Setting
+    jobs: Mapping[str, Job]
+    roles: Mapping[str, FrozenRole]
+    bench: Workbench
+    store: Store
+
+    @classmethod
+    def open(cls, setting: Setting, device: str) -> Desk:
+        """Raises UserError with all that is wrong with the suite, the options or the data."""
+        opened = setting.open(device)
+        jobs = {job.key: job for job in opened.jobs}
+        roles = {role.key: role for job in opened.jobs for role in job.frozen.values()}
+        return cls(setting, jobs, roles, opened.bench, opened.store)
+
+    def do(self, kind: str, key: str, last: bool) -> Event:
+        """The event in which a task ends.
+
+        Raises:
+            UserError: the suite or the data were changed, or files cannot be written.
+        """
+        from kdbench.run.log import captured, path_of
+
+        if key not in (self.jobs if kind == "job" else self.roles):
+            raise UserError(f"{self.setting.suite}: it was changed while it ran; run it again")
+        with captured(path_of(self.setting.runs, key)), warnings.catch_warnings():
+            return self._taught(key) if kind == "teacher" else self._trained(key, last)
+
+    def _taught(self, key: str) -> Event:
+        from kdbench.run import runner
+
+        return (TAUGHT, key, runner.teach(self.roles[key], self.bench))
+
+    def _trained(self, key: str, last: bool) -> Event:
+        from kdbench.run import runner
+
+        try:
+            _, trained = runner.do(self.jobs[key], self.bench, self.store)
+        except runner.Busy:
+            return (BUSY, key)
+        except runner.OutOfMemory as error:
+            if not last:
+                return (MEMORY, key, str(error))
+            self.store.write(runner.failed(self.jobs[key], str(error)))
+            return (DONE, key, True)
+        return (DONE, key, trained)
 
 
 def _spoilt(torch: Any) -> bool:

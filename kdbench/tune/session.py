@@ -12,6 +12,7 @@ from kdbench.suite.cell import Cell
 from kdbench.suite.winners import Winner
 from kdbench.tune.best import winner_of
 from kdbench.tune.crew import Workers
+from kdbench.tune.elsewhere import RemoteWorkers
 from kdbench.tune.order import Order
 from kdbench.tune.screen import Screen
 from kdbench.tune.status import row, table, title
@@ -20,17 +21,30 @@ from kdbench.tune.tuner import Tuner
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kdbench.run.remote import Executor
 
-def run(order: Order, device: str, workers: int, devices: tuple[str, ...], screen: Console, out: Console) -> int:
-    """Tune until all is done; the exit code."""
+
+def run(
+    order: Order,
+    device: str,
+    workers: int,
+    devices: tuple[str, ...],
+    screen: Console,
+    out: Console,
+    executor: Executor | None = None,
+) -> int:
+    """Tune until all is done, here, with workers, or `workers` at a time on an executor; the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and `kill` stop as Ctrl-C does
     shown_ = Screen(screen)
-    tuner = order.open(device if workers < 2 else "cpu", shown_.listener())
+    here = executor is None and workers < 2
+    tuner = order.open(device if here else "cpu", shown_.listener())
     shown_.begin(tuner)
     try:
         if not all(tuner.done(cell) for cell in tuner.cells):
-            if workers < 2:
+            if here:
                 tuner.work()
+            elif executor is not None:
+                RemoteWorkers(order, workers, executor, shown_, lambda: open_slots(tuner)).run()
             else:
                 Workers(order, workers, devices, shown_).run()
     except KeyboardInterrupt:
