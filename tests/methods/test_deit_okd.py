@@ -67,7 +67,7 @@ def test_its_terms_against_a_loop(form: str) -> None:
 
 
 def test_networks_without_a_class_token_are_refused() -> None:
-    with pytest.raises(Refusal, match="deit adds a token to a vision transformer of timm's .* the student is Net"):
+    with pytest.raises(Refusal, match=r"deit adds a token to a vision transformer of timm's .* the student is Net"):
         DeiT().prepare(maps(), "student", {})
 
 
