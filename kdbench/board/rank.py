@@ -124,8 +124,9 @@ def _warnings(
         if not row.sound:
             yield f"{row.label} is {heading.claimed(row)}"
     yield from _unconverged(heading, pair, rows)
-    for used in sorted({r.cost.batch for results in of.values() for r in results.values() if r.cost and r.cost.batch}):
-        yield f"Batches are of {used:,} {heading.example}s, all there are to train on; the recipe's batch_size is larger"
+    costs = [result.cost for results in of.values() for result in results.values() if result.cost]
+    for used in sorted({cost.batch for cost in costs if cost.batch}):
+        yield f"Batches are of {used:,} {heading.example}s, all there are to train on: batch_size asks for more"
     same: dict[tuple[tuple[int, str, str], ...], list[str]] = {}
     for label, results in of.items():
         if (found := _digits(heading, results)) and len(results) > 1:
