@@ -62,7 +62,7 @@ class Setting:
         prints = store.fingerprints
         known = next(iter(prints)) if len(prints) == 1 else None
         jobs = self._jobs(suite, store, known, warn)
-        return Glance(self, suite, store, jobs, known is not None and _same_everywhere(suite), warn)
+        return Glance(self, suite, store, jobs, known, known is not None and _same_everywhere(suite), warn)
 
     def _jobs(
         self, suite: Suite, store: Store, fingerprint: str | None, warn: Warn = lambda sentence: None
@@ -84,13 +84,15 @@ class Setting:
 class Glance:
     """What can be said before torch is imported and the data are read.
 
-    `certain`: the jobs are those that the data would give; else they are only what they were the last time.
+    `fingerprint`: of the data that the results were made from, where it is one; `certain`: the jobs are those that the
+    data would give; else they are only what they were the last time.
     """
 
     setting: Setting
     suite: Suite
     store: Store
     jobs: list[Job]
+    fingerprint: str | None
     certain: bool
     warn: Warn
 
@@ -113,10 +115,12 @@ class Glance:
         told, suite, store = self.setting, self.suite, self.store
         root = told.data_root or default_root()
         room = int(told.cache_gb * 1e9)
-        bench = Workbench.load(expand(suite)[0], root, pick_device(device), told.runs, room=room)
+        first = expand(suite, seeds=suite.file.seeds[:1])[0]
+        bench = Workbench.load(first, root, pick_device(device), told.runs, room=room)
         for note in bench.data.notes:
             self.warn(note)
-        jobs = told._jobs(suite, store, bench.data.fingerprint)
+        same = bench.data.fingerprint == self.fingerprint
+        jobs = self.jobs if same else told._jobs(suite, store, bench.data.fingerprint)
         for sentence in _small_data(jobs, len(bench.data.train.labels)):
             self.warn(sentence)
         if told.again:

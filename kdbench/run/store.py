@@ -13,6 +13,7 @@ from typing import Any
 from kdbench.errors import UserError
 from kdbench.files import set_aside, write_atomically
 from kdbench.result import Result
+from kdbench.run import record_index
 from kdbench.suite import winners
 from kdbench.suite.job import Job, digest, expand
 from kdbench.suite.load import Suite
@@ -24,7 +25,8 @@ FINAL = ("ok", "diverged", "pruned")  # a failed or skipped job is tried again b
 class Store:
     """All results of one suite. `warn` receives a sentence for each damaged file.
 
-    Reading changes nothing on disk: a damaged file is left out, and set aside by who writes its job's result anew.
+    Reading changes nothing on disk: a damaged file is left out, and set aside by who writes its job's result anew. Of
+    very many results the curves are left out too (`record_index`); they are in the files.
     """
 
     def __init__(self, root: Path, suite: str, warn: Callable[[str], None] = lambda sentence: None) -> None:
@@ -33,8 +35,12 @@ class Store:
         self.again: set[str] = set()  # keys of jobs in trouble that are to be done again, final or not
         self.damaged: set[str] = set()  # names of files that are left out
         with _no_search_for_cycles():
-            for name in sorted(names(self.folder)):
-                self._read(self.folder / name)
+            found = sorted(names(self.folder))
+            index = record_index.Index(self.folder) if len(found) >= record_index.MANY else None
+            for name in found:
+                self._read(self.folder / name, index)
+            if index is not None:
+                index.keep()
 
     @property
     def fingerprints(self) -> frozenset[str]:
@@ -48,9 +54,9 @@ class Store:
             if key_of(name) in keys:
                 self._read(self.folder / name)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, index: record_index.Index | None = None) -> None:
         try:
-            result = read(path)
+            result = read(path) if index is None else index.read(path, read)
         except FileNotFoundError:
             return
         except (ValueError, OSError) as error:
