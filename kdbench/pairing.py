@@ -42,7 +42,7 @@ def pairing(method: Method, roles: tuple[str, ...]) -> Pairing:
     return Pairing(
         weights=plan.answer == (STUDENT,),
         stage=all(_first_stage(plan, role) == 0 for role in plan.answer),
-        order=not (probe and changes(method, "sample")),
+        order=not (probe and changes(method, "sample")) and not changes(method, "choose"),
     )
 
 

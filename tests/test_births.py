@@ -187,7 +187,7 @@ def test_a_raised_format_takes_in_what_was_younger(monkeypatch: pytest.MonkeyPat
 
 def test_fields_outside_of_identity() -> None:
     assert births.outside(Recipe) == {"compile", "validate_every", "checkpoint_every"}
-    frozen = {"init", "answers", "train", "weights", "pretrained", "seed", "gate", "min_top1"}
+    frozen = {"init", "initial", "answers", "train", "weights", "pretrained", "seed", "gate", "min_top1"}
     assert births.outside(Model) == frozen
     assert content(Augment(random_resized_crop=ResizedCrop()))["random_resized_crop"] == {
         "scale": [0.08, 1.0],

@@ -31,6 +31,7 @@ OTHERS = {
     "clusters": LATER,
     "dgkd": LATER,
     "active": Pairing(order=False),
+    "active_mixup": Pairing(stage=False, order=False),
     "progressive": Pairing(weights=False, stage=False),
 }
 ARMS = {

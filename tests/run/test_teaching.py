@@ -53,7 +53,8 @@ def another(runs: Path) -> None:
 
 
 def files(runs: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(runs)): path.read_bytes() for path in sorted((runs / "teachers").rglob("*.*"))}
+    """Weights and records of all teachers; answers that students' trainings keep beside them are not theirs."""
+    return {str(path.relative_to(runs)): path.read_bytes() for path in sorted((runs / "teachers").glob("*/*.*"))}
 
 
 # alone ---------------------------------------------------------------------------------------------------------------
