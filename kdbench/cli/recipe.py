@@ -55,11 +55,13 @@ def recipe(
     rows: list[dict[str, object]] = []
     for floor in floors:
         scores = {f"x{factor}": metric.number(fmean(score)) for factor, score in floor.scores.items()}
-        verdict = "converged"
-        if floor.higher and floor.left > metric.gap:
-            factor, gain = floor.higher
-            error = floor.error(f"{factor:g}")
-            verdict = f"not converged: x{factor:g} gains {metric.number(gain)} (standard error {metric.number(error)})"
+        higher = [factor for factor in floor.scores if float(factor) > 1]
+        best, verdict = max(higher, key=floor.gain, default=None), "converged"
+        if best is not None and floor.gain(best) > metric.gap:
+            factor = f"{floor.higher[0]:g}" if floor.higher else best
+            gained, error = metric.number(floor.gain(factor)), metric.number(floor.error(factor))
+            how = "not" if floor.higher else "perhaps not"
+            verdict = f"{how} converged: x{factor} gains {gained} (standard error {error})"
         rows.append({"pair": floor.pair, "rate": f"{floor.rate:g}", **scores, "verdict": verdict})
     emit(rows, False)
     typer.echo(str(rates.write(results, opened.suite.file.name, floors)))
