@@ -38,15 +38,20 @@ PAIR = ("resnet20", "resnet20")
 
 
 def data(device: torch.device, steps: int) -> DataSet:
-    """Random uint8 images in CIFAR's shape; the set is as large as CIFAR-10's, an epoch as long as asked."""
+    """Random uint8 images in CIFAR's shape; an epoch as long as asked."""
+    return random_images(device, steps * BATCH, 64)
+
+
+def random_images(device: torch.device, images: int, held_out: int) -> DataSet:
+    """So many random uint8 images in CIFAR's shape to train on, and for validation and test each."""
     rng = torch.Generator().manual_seed(0)
 
     def split(n: int) -> Images:
-        images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=rng)
-        labels = torch.randint(0, 10, (n,), generator=rng)
-        return Images(images, labels, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)).move(device)
+        pixels_N = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=rng)
+        labels_N = torch.randint(0, 10, (n,), generator=rng)
+        return Images(pixels_N, labels_N, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)).move(device)
 
-    train, val, test = split(steps * BATCH), split(64), split(64)
+    train, val, test = split(images), split(held_out), split(held_out)
     return DataSet("random", Classification(10), Signature.of((3, 32, 32)), train, val, test, "", "")
 
 

@@ -21,35 +21,20 @@ import time
 from pathlib import Path
 
 import torch
+from engine_speed import random_images
 from torch import nn
 
 from kdbench import models, plugins
 from kdbench.board.text import grid
 from kdbench.data import DataSet
-from kdbench.data.batches import Images
-from kdbench.data.signature import Signature
 from kdbench.method import Method, Refusal
 from kdbench.suite.fields import Recipe
-from kdbench.tasks.classification import Classification
 from kdbench.train.engine import Engine
 from kdbench.train.state import Training
 
 TABLE = Path(__file__).with_suffix(".md")
 SMALL = {"cnn": {"widths": [8, 16, 32]}}  # options of models that need some
 FEW = {"active_mixup": {"images": 64, "pairs": 64, "candidates": 64, "rounds": 1}}  # knobs whose defaults are large
-
-
-def data(device: torch.device, images: int) -> DataSet:
-    """Random uint8 images in CIFAR's shape."""
-    rng = torch.Generator().manual_seed(0)
-
-    def split(n: int) -> Images:
-        pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=rng)
-        labels = torch.randint(0, 10, (n,), generator=rng)
-        return Images(pixels, labels, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)).move(device)
-
-    train, val, test = split(images), split(16), split(16)
-    return DataSet("random", Classification(10), Signature.of((3, 32, 32)), train, val, test, "", "")
 
 
 def network(name: str, device: torch.device) -> nn.Module:
@@ -140,7 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     names = sorted({"kd", *(options.only or plugins.builtin_methods())})
-    loaded = data(torch.device(options.device), options.steps * options.batch)
+    loaded = random_images(torch.device(options.device), options.steps * options.batch, 16)
     text = table(*measured(names, loaded, options), options)
     options.out.write_text(text, encoding="utf-8")
     print(text)
